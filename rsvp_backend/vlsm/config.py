@@ -1,0 +1,129 @@
+"""The shape of a VLSM as one value: enough to rebuild the module that a checkpoint belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from rsvp_backend.errors import WeightsError
+
+
+@dataclass(frozen=True, slots=True)
+class SamConfig:
+    """SAM's parts. ``image_size`` and ``patch_size`` in pixels, ``window_size`` in patches."""
+
+    image_size: int = 1024
+    patch_size: int = 16
+    embed_dim: int = 1280
+    depth: int = 32
+    num_heads: int = 16
+    mlp_ratio: float = 4
+    global_attn_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    window_size: int = 14
+    prompt_embed_dim: int = 256
+    mask_in_chans: int = 16
+    decoder_mlp_dim: int = 2048
+    decoder_num_heads: int = 8
+    iou_head_hidden_dim: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "global_attn_indexes", tuple(self.global_attn_indexes))
+        _expect_multiple("sam.image_size", self.image_size, "sam.patch_size", self.patch_size)
+        _expect_multiple("sam.embed_dim", self.embed_dim, "sam.num_heads", self.num_heads)
+        # SAM's cross attention halves the channels before it splits them into heads; its upscaling needs eighths.
+        _expect_multiple(
+            "sam.prompt_embed_dim", self.prompt_embed_dim, "2 x sam.decoder_num_heads", 2 * self.decoder_num_heads
+        )
+        _expect_multiple("sam.prompt_embed_dim", self.prompt_embed_dim, "SAM's upscaling factor", 8)
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the image embedding, in patches."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Beit3Config:
+    """The multiway encoder. ``img_size`` and ``patch_size`` in pixels; ``max_source_positions`` counts table rows."""
+
+    img_size: int = 224
+    patch_size: int = 16
+    vocab_size: int = 64010
+    embed_dim: int = 1024
+    num_heads: int = 16
+    ffn_dim: int = 4096
+    layers: int = 24
+    max_source_positions: int = 1024
+
+    def __post_init__(self) -> None:
+        _expect_multiple("beit3.img_size", self.img_size, "beit3.patch_size", self.patch_size)
+        _expect_multiple("beit3.embed_dim", self.embed_dim, "beit3.num_heads", self.num_heads)
+
+    @property
+    def vision_tokens(self) -> int:
+        """CLS and patches."""
+        return 1 + (self.img_size // self.patch_size) ** 2
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest text, start and end tokens included; the first two rows of the position table are never used."""
+        return self.max_source_positions - 2
+
+
+@dataclass(frozen=True, slots=True)
+class VlsmConfig:
+    """The whole module; the projector maps ``beit3.embed_dim`` to ``sam.prompt_embed_dim``."""
+
+    sam: SamConfig
+    beit3: Beit3Config
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> VlsmConfig:
+        """Read ``{"sam": {...}, "beit3": {...}}``; a ``name`` beside them is allowed. Raises `WeightsError`."""
+        _expect_keys("the VLSM config", data, {"sam", "beit3"}, optional={"name"})
+        return cls(_section(SamConfig, "sam", data["sam"]), _section(Beit3Config, "beit3", data["beit3"]))
+
+    @classmethod
+    def evf_sam_huge(cls) -> VlsmConfig:
+        """SAM ViT-H + BEiT-3 large, the size of the public EVF-SAM checkpoints (1.3 G parameters)."""
+        return cls(SamConfig(), Beit3Config())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `from_dict`, made of JSON types only."""
+        sam = asdict(self.sam)
+        sam["global_attn_indexes"] = list(self.sam.global_attn_indexes)
+        return {"sam": sam, "beit3": asdict(self.beit3)}
+
+
+_Section = TypeVar("_Section", SamConfig, Beit3Config)
+
+
+def _section(kind: type[_Section], name: str, data: object) -> _Section:
+    if not isinstance(data, Mapping):
+        raise WeightsError(f"the VLSM config's {name!r} is {type(data).__name__}: an object is expected")
+    fields = dataclasses.fields(kind)
+    _expect_keys(f"the VLSM config's {name!r}", data, {field.name for field in fields})
+    for field in fields:
+        if field.name != "global_attn_indexes" and not _is_positive(data[field.name], whole=field.type == "int"):
+            raise WeightsError(f"{name}.{field.name} is {data[field.name]!r}: a positive {field.type} is expected")
+    return kind(**data)
+
+
+def _is_positive(value: object, whole: bool) -> bool:
+    kinds = int if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+
+
+def _expect_keys(
+    what: str, data: Mapping[str, Any], required: set[str], optional: frozenset[str] | set[str] = frozenset()
+) -> None:
+    missing, unknown = sorted(required - set(data)), sorted(set(data) - required - optional)
+    if missing or unknown:
+        raise WeightsError(f"{what} lacks {missing} and has unknown {unknown}: exactly {sorted(required)} are expected")
+
+
+def _expect_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        raise WeightsError(f"{name} is {value}: a multiple of {divisor_name} ({divisor}) is expected")

@@ -1,0 +1,110 @@
+"""SAM's image encoder, prompt encoder and mask decoder from the `segment-anything` package, under its public names.
+
+The decoder is driven here and not by the package's own ``forward``, which pairs many prompts with one image: here each
+image embedding goes with its own prompt, as crops do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+
+from rsvp_backend.vlsm.config import SamConfig
+
+_GAUSSIAN = "positional_encoding_gaussian_matrix"
+
+
+class Sam(nn.Module):
+    """SAM without its pre- and postprocessing (those are in `preprocess`)."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = _image_encoder(config)
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=config.prompt_embed_dim,
+            image_embedding_size=(config.grid_size, config.grid_size),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=config.mask_in_chans,
+        )
+        self.mask_decoder = _mask_decoder(config)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast, but keep the positional encoding's matrix in its own dtype.
+
+        Coordinates are multiplied by 2 pi times this matrix inside a sine: in bfloat16 the phase is off by whole turns.
+        """
+        layer: Any = self.prompt_encoder.pe_layer
+        before = getattr(layer, _GAUSSIAN)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = getattr(layer, _GAUSSIAN)
+        if after.dtype != before.dtype:
+            layer.register_buffer(_GAUSSIAN, before.to(after.device))
+        return self
+
+    def dense_pe(self) -> Tensor:
+        """Positional encoding of the image embedding, float32 ``(1, C, h, w)``."""
+        encoding: Tensor = self.prompt_encoder.get_dense_pe()
+        return encoding
+
+    def no_mask(self) -> Tensor:
+        """The dense prompt that stands for "no mask given", ``(1, C, 1, 1)``."""
+        weight: Tensor = self.prompt_encoder.no_mask_embed.weight
+        return weight[:, :, None, None]
+
+    def decode(self, image_embedding: Tensor, sparse: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Masks for B prompts.
+
+        ``image_embedding``: ``(B, C, h, w)``, or ``(1, C, h, w)`` for one image under all prompts; ``sparse``:
+        ``(B, N, C)`` prompt tokens. Gives logits ``(B, M, 4h, 4w)`` and predicted IoU ``(B, M)``, where M is 1 (mask
+        token 0) or, with ``multimask``, 3 (mask tokens 1 to 3).
+        """
+        decoder = self.mask_decoder
+        batch, dtype = sparse.shape[0], image_embedding.dtype
+        own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own_tokens.expand(batch, -1, -1), sparse.to(dtype)], dim=1)
+        source = (image_embedding + self.no_mask()).expand(batch, -1, -1, -1)
+        out, keys = decoder.transformer(source, self.dense_pe().to(dtype), tokens)
+        wanted = slice(1, decoder.num_mask_tokens) if multimask else slice(0, 1)
+        upscaled = decoder.output_upscaling(keys.transpose(1, 2).unflatten(2, source.shape[-2:]))
+        mlps = decoder.output_hypernetworks_mlps[wanted]
+        hyper = torch.stack([mlp(out[:, 1 + wanted.start + i]) for i, mlp in enumerate(mlps)], dim=1)
+        logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return logits, decoder.iou_prediction_head(out[:, 0])[:, wanted]
+
+
+def _image_encoder(config: SamConfig) -> Any:
+    encoder = ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        out_chans=config.prompt_embed_dim,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        global_attn_indexes=config.global_attn_indexes,
+        window_size=config.window_size,
+    )
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    return encoder
+
+
+def _mask_decoder(config: SamConfig) -> Any:
+    transformer = TwoWayTransformer(
+        depth=2,
+        embedding_dim=config.prompt_embed_dim,
+        num_heads=config.decoder_num_heads,
+        mlp_dim=config.decoder_mlp_dim,
+    )
+    return MaskDecoder(
+        transformer_dim=config.prompt_embed_dim,
+        transformer=transformer,
+        iou_head_hidden_dim=config.iou_head_hidden_dim,
+    )
