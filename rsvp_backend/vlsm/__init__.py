@@ -1,0 +1,1 @@
+"""Stage 2: the vision-language segmentation module (VLSM), its preprocessing, its weights and its segmenter."""

@@ -106,8 +106,12 @@ def _section(kind: type[_Section], name: str, data: object) -> _Section:
     fields = dataclasses.fields(kind)
     _expect_keys(f"the VLSM config's {name!r}", data, {field.name for field in fields})
     for field in fields:
-        if field.name != "global_attn_indexes" and not _is_positive(data[field.name], whole=field.type == "int"):
-            raise WeightsError(f"{name}.{field.name} is {data[field.name]!r}: a positive {field.type} is expected")
+        value = data[field.name]
+        if field.name == "global_attn_indexes":
+            if not isinstance(value, list | tuple) or not all(type(index) is int for index in value):
+                raise WeightsError(f"{name}.{field.name} is {value!r}: a list of block numbers is expected")
+        elif not _is_positive(value, whole=field.type == "int"):
+            raise WeightsError(f"{name}.{field.name} is {value!r}: a positive {field.type} is expected")
     return kind(**data)
 
 
