@@ -80,7 +80,7 @@ def _draw_lines(draw: ImageDraw.ImageDraw, xs: list[int], ys: list[int], size: t
 
 
 def _font_size_px(xs: list[int], ys: list[int], kind: str) -> int:
-    shortest = min(min(np.diff(xs)), min(np.diff(ys)))
+    shortest = min(*np.diff(xs), *np.diff(ys))
     return int(np.clip(shortest * (0.38 if kind == "bands" else 0.34), 8, 40))
 
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from PIL import Image
 
@@ -18,7 +18,18 @@ from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
 from rsvp_backend.grid import draw_marks, regions_box
 from rsvp_backend.types import (
-    Box, Deadline, EmptyReason, Instance, Marks, Outcome, Proposal, Query, Reasoner, Segmentation, Segmenter, Trace,
+    Box,
+    Deadline,
+    EmptyReason,
+    Instance,
+    Marks,
+    Outcome,
+    Proposal,
+    Query,
+    Reasoner,
+    Segmentation,
+    Segmenter,
+    Trace,
 )  # fmt: skip
 
 
@@ -26,9 +37,9 @@ from rsvp_backend.types import (
 class PipelineConfig:
     """All that changes predictions besides the two models. ``padding``: share of the box added to its size."""
 
-    marks: Marks = Marks()
+    marks: Marks = field(default_factory=Marks)
     padding: float = 0.2
-    cleanup: masks.Cleanup = masks.Cleanup()
+    cleanup: masks.Cleanup = field(default_factory=masks.Cleanup)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.padding <= 2.0:

@@ -1,0 +1,113 @@
+"""A training loop bounded by wall time: warm-up, constant rate, cosine decay; logged, checkpointed, resumable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+CHECKPOINT_EVERY_S = 120.0
+LOG_EVERY_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``decay_from``: share of ``minutes`` after which the learning rate falls to 2 % by a cosine."""
+
+    minutes: float
+    learning_rate: float
+    warmup_steps: int = 150
+    decay_from: float = 0.6
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Learning rate at ``step``, ``seconds`` after the start."""
+        late = (seconds / (self.minutes * 60) - self.decay_from) / (1 - self.decay_from)
+        decay = 0.02 + 0.49 * (1 + np.cos(np.pi * np.clip(late, 0.0, 1.0)))
+        return float(self.learning_rate * decay * min(1.0, (step + 1) / self.warmup_steps))
+
+
+class TrainingLoop(ABC):
+    """Subclasses give the loss of the next batch and write their model; all state that a resume needs is here."""
+
+    def __init__(self, schedule: Schedule, folder: Path, seed: int, first_scene: int) -> None:
+        self.schedule, self.folder, self.seed = schedule, folder, seed
+        self.rng = np.random.default_rng(seed)
+        self.next_scene, self.step, self.seconds = first_scene, 0, 0.0
+        self.optimizer: torch.optim.Optimizer
+        self.modules: dict[str, nn.Module] = {}
+
+    @abstractmethod
+    def next_loss(self) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a fresh batch and its readable parts."""
+
+    @abstractmethod
+    def save_model(self) -> None:
+        """Write the model as users load it, below ``self.folder / "model"``."""
+
+    def own(self, **modules: nn.Module) -> None:
+        """Register what is trained; makes the optimiser."""
+        self.modules = modules
+        self.parameters = [p for module in modules.values() for p in module.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.03)
+
+    def run(self) -> None:
+        """Train for the schedule's minutes: a line of JSON every 50 steps, a resumable checkpoint every two minutes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        while self.seconds < self.schedule.minutes * 60:
+            loss, parts = self._update()
+            self.seconds = time.monotonic() - started
+            if self.step % LOG_EVERY_STEPS == 0:
+                self._log({"loss": loss, **parts})
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                self._checkpoint()
+                saved = time.monotonic()
+        self._checkpoint()
+
+    def _update(self) -> tuple[float, dict[str, float]]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.step, self.seconds)
+        loss, parts = self.next_loss()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item(), parts
+
+    def _log(self, values: dict[str, float]) -> None:
+        line = {"step": self.step, "minutes": round(self.seconds / 60, 2)}
+        line |= {key: round(value, 4) for key, value in values.items()}
+        with (self.folder / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("%s", line)
+
+    def _checkpoint(self) -> None:
+        self.save_model()
+        state: dict[str, Any] = {name: module.state_dict() for name, module in self.modules.items()}
+        state |= {"optimizer": self.optimizer.state_dict()}
+        state |= {"step": self.step, "seconds": self.seconds, "next_scene": self.next_scene}
+        torch.save(state, self.folder / "state.tmp")
+        (self.folder / "state.tmp").replace(self.folder / "state.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.next_scene = state["step"], state["seconds"], state["next_scene"]
+        self.rng = np.random.default_rng([self.seed, self.next_scene])
+        log.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)

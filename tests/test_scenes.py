@@ -1,0 +1,83 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, LEVELS, make_scene
+from rsvp_backend.scenes.language import (
+    FUNCTION_CARRIERS,
+    FUNCTION_HELD_OUT,
+    FUNCTIONS,
+    NAME_CARRIERS,
+    NAME_HELD_OUT,
+)
+from rsvp_backend.scenes.shapes import DRAWINGS, Pen
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_same_seed_same_scene(level):
+    first, second = make_scene(7, level), make_scene(7, level)
+    assert first.image.tobytes() == second.image.tobytes()
+    assert [q.instruction for q in first.questions] == [q.instruction for q in second.questions]
+    assert first.image.tobytes() != make_scene(8, level).image.tobytes()
+
+
+@pytest.mark.parametrize("level", list(LEVELS))
+@pytest.mark.parametrize("seed", range(12))
+def test_masks_are_disjoint_visible_and_answer_the_questions(level, seed):
+    scene = make_scene(seed, level)
+    assert scene.image.mode == "RGB"
+    assert max(scene.image.size) <= 1024
+    assert min(scene.image.size) >= 320
+    stack = np.stack(scene.masks)
+    assert stack.shape[1:] == (scene.image.height, scene.image.width)
+    assert stack.sum(axis=0).max() == 1
+    assert stack.any(axis=(1, 2)).all()
+    for question in scene.questions:
+        if question.target is None:
+            assert question.kind == "absent"
+            assert not question.mask.any()
+            assert question.object not in [item.phrase for item in scene.layout.items]
+        else:
+            assert question.object == scene.layout.items[question.target].phrase
+            assert (question.mask == scene.masks[question.target]).all()
+            assert question.object in question.reasoning
+
+
+def test_mask_holds_the_objects_own_colour():
+    scene = make_scene(3, "easy")
+    pixels = np.asarray(scene.image)
+    for item, mask in zip(scene.layout.items, scene.masks, strict=True):
+        median = np.median(pixels[mask], axis=0)
+        assert np.abs(median - item.rgb).max() < 60
+
+
+def test_rendering_at_another_size_keeps_the_layout():
+    large, small = make_scene(5, "easy"), make_scene(5, "easy", longest_px=160)
+    assert large.layout == small.layout
+    assert max(small.image.size) == 160
+    for a, b in zip(large.masks, small.masks, strict=True):
+        assert abs(a.mean() - b.mean()) < 0.01
+
+
+def test_all_four_kinds_appear_with_held_out_wording_in_evaluation_only():
+    training = [q for seed in range(60) for q in make_scene(seed, "easy", 160).questions]
+    evaluation = [q for n in range(60) for q in make_scene(EVALUATION_SEEDS_FROM + n, "easy", 160).questions]
+    assert {q.kind for q in training} == {"name", "relation", "function", "absent"}
+    assert not any(q.held_out for q in training)
+    assert 0.3 < np.mean([q.held_out for q in evaluation]) < 0.7
+    assert not set(NAME_CARRIERS) & set(NAME_HELD_OUT)
+    assert not set(FUNCTION_CARRIERS) & set(FUNCTION_HELD_OUT)
+
+
+def test_every_class_draws_something_and_has_functions():
+    assert len(DRAWINGS) >= 16
+    pictures = set()
+    for name, draw in DRAWINGS.items():
+        pen = Pen(64)
+        draw(pen, 0.5)
+        share = np.asarray(pen.silhouette).mean() / 255
+        assert 0.08 < share < 0.9, name
+        pictures.add(hashlib.sha256(pen.silhouette.tobytes()).digest())
+        assert len(FUNCTIONS[name]) >= 3
+    assert len(pictures) == len(DRAWINGS)
