@@ -1,0 +1,195 @@
+"""A thin client of Label Studio's API: what the demo, `prelabel` and `doctor` need, no more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from rsvp_backend.errors import LabelStudioError
+from rsvp_backend.labelstudio.auth import TokenAuth
+
+JSON = dict[str, Any]
+_SHOWN_CHARS = 300
+
+
+class LabelStudioClient:
+    """Calls Label Studio at ``base_url`` with a token of either kind (see `TokenAuth`). A context manager.
+
+    Every method raises `LabelStudioError` where Label Studio refuses or cannot be reached.
+    """
+
+    def __init__(self, base_url: str, token: str, timeout_s: float = 30.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.auth = TokenAuth(self.base_url, token)
+        self._http = httpx.Client(base_url=self.base_url, auth=self.auth, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def whoami(self) -> JSON:
+        """The token's user; the cheapest call that checks address and token."""
+        return self._object("GET", "/api/current-user/whoami")
+
+    def create_project(self, title: str, label_config: str, **fields: Any) -> JSON:
+        return self._object("POST", "/api/projects/", json={"title": title, "label_config": label_config, **fields})
+
+    def upload_files(self, project: int, paths: Sequence[Path], timeout_s: float = 120.0) -> list[str]:
+        """Store files without making tasks; their URIs (``/data/upload/...``) in the order of ``paths``."""
+        uris = []
+        for path in paths:
+            with path.open("rb") as file:
+                answer = self._object(
+                    "POST",
+                    f"/api/projects/{project}/import",
+                    params={"commit_to_project": "false"},
+                    files={"file": (path.name, file)},
+                    timeout=timeout_s,
+                )
+            upload = self._object("GET", f"/api/import/file-upload/{answer['file_upload_ids'][0]}")
+            uris.append(f"/data/{str(upload['file']).lstrip('/')}")
+        return uris
+
+    def import_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]], timeout_s: float = 120.0) -> JSON:
+        """``tasks``: each ``{"data": {...}}``, with ``predictions`` if wanted."""
+        return self._object("POST", f"/api/projects/{project}/import", json=list(tasks), timeout=timeout_s)
+
+    def create_ml_backend(
+        self,
+        project: int,
+        url: str,
+        title: str,
+        is_interactive: bool = True,
+        extra_params: Mapping[str, Any] | None = None,
+        timeout_s: float = 60.0,
+    ) -> JSON:
+        """Connect a backend (Label Studio calls its /health and /setup meanwhile). ``title`` becomes the project's
+        model version: equal to the backend's ``model_version``, it makes uncertainty sampling work."""
+        body: JSON = {"project": project, "url": url, "title": title, "is_interactive": is_interactive}
+        if extra_params is not None:
+            body["extra_params"] = dict(extra_params)
+        return self._object("POST", "/api/ml", json=body, timeout=timeout_s)
+
+    def update_ml_backend(self, backend: int, project: int, url: str, title: str, timeout_s: float = 60.0) -> JSON:
+        """Move a connected backend to another address or title; the project's model version follows the title."""
+        body: JSON = {"project": project, "url": url, "title": title}
+        return self._object("PATCH", f"/api/ml/{backend}", json=body, timeout=timeout_s)
+
+    def retrieve_predictions(
+        self, project: int, task_ids: Sequence[int] | None = None, timeout_s: float = 130.0
+    ) -> JSON:
+        """The data manager's "Retrieve Predictions" on all tasks or on ``task_ids``: one synchronous call.
+
+        It reports success whatever the backend answered; look at the tasks' predictions.
+        """
+        selected: JSON = {"all": True, "excluded": []}
+        if task_ids is not None:
+            selected = {"all": False, "included": list(task_ids)}
+        return self._object(
+            "POST",
+            "/api/dm/actions",
+            params={"id": "retrieve_tasks_predictions", "project": project},
+            json={"selectedItems": selected},
+            timeout=timeout_s,
+        )
+
+    def tasks(self, project: int, page_size: int = 100) -> Iterator[JSON]:
+        """All tasks with their annotations and predictions, page by page."""
+        page, seen = 1, 0
+        while True:
+            answer = self._object(
+                "GET",
+                "/api/tasks",
+                params={"project": project, "fields": "all", "page": page, "page_size": page_size},
+            )
+            tasks = answer["tasks"]
+            yield from tasks
+            seen += len(tasks)
+            if len(tasks) < page_size or seen >= answer["total"]:
+                return
+            page += 1
+
+    def create_prediction(self, task: int, prediction: Mapping[str, Any]) -> JSON:
+        """``prediction``: ``{result, score, model_version}`` as `regions.prediction` makes it."""
+        return self._object("POST", "/api/predictions", json={"task": task, **prediction})
+
+    def _object(self, method: str, path: str, **options: Any) -> JSON:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise LabelStudioError(
+                f"{method} {self.base_url}{path} failed: {error or type(error).__name__}. Does Label Studio run there "
+                "(RSVP_LABEL_STUDIO_URL)?"
+            ) from error
+        return _json_object(response)
+
+
+def create_personal_token(
+    base_url: str, username: str, password: str, replace: bool = False, timeout_s: float = 30.0
+) -> str:
+    """Log in by the form and make a personal access token, which Label Studio shows only once.
+
+    A user has one token at a time: where there is one already, ``replace`` revokes it, else `LabelStudioError`.
+    """
+    base_url = base_url.rstrip("/")
+    try:
+        with httpx.Client(base_url=base_url, timeout=timeout_s, headers={"Referer": base_url}) as http:
+            _log_in(http, username, password)
+            response = _post(http, "/api/token/")
+            if response.status_code == 409 and replace:
+                for listed in http.get("/api/token/").raise_for_status().json():
+                    _post(http, "/api/token/blacklist/", json={"refresh": listed["token"]}).raise_for_status()
+                response = _post(http, "/api/token/")
+    except httpx.HTTPError as error:
+        raise LabelStudioError(f"no token from {base_url}: {error or type(error).__name__}") from error
+    return str(_json_object(response)["token"])
+
+
+def _log_in(http: httpx.Client, username: str, password: str) -> None:
+    page = http.get("/user/login/").raise_for_status()
+    found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+    form = {"email": username, "password": password, "csrfmiddlewaretoken": found.group(1) if found else ""}
+    response = http.post("/user/login/", data=form)
+    if not response.is_redirect:
+        raise LabelStudioError(f"Label Studio did not log in {username!r} ({response.status_code}): wrong password?")
+
+
+def _post(http: httpx.Client, path: str, **options: Any) -> httpx.Response:
+    return http.post(path, headers={"X-CSRFToken": http.cookies.get("csrftoken") or ""}, **options)
+
+
+def _json_object(response: httpx.Response) -> JSON:
+    request = f"{response.request.method} {response.request.url.path}"
+    if not response.is_success:
+        raise LabelStudioError(f"{request} answered {response.status_code}: {_complaint(response)}")
+    answer = _json(response)
+    if not isinstance(answer, dict):
+        raise LabelStudioError(f"{request} answered {response.status_code} without a JSON object: is it Label Studio?")
+    return answer
+
+
+def _complaint(response: httpx.Response) -> str:
+    answer = _json(response)
+    if isinstance(answer, dict) and "detail" in answer:
+        shown = [str(answer[key]) for key in ("detail", "validation_errors") if answer.get(key)]
+        return " ".join(shown)[:_SHOWN_CHARS]
+    return response.text[:_SHOWN_CHARS]
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
