@@ -1,0 +1,93 @@
+"""What all reasoners share: ask -> parse -> one repair try that shows the model its error."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
+from rsvp_backend.reasoner.parsing import parse, without_thinking
+from rsvp_backend.reasoner.prompts import Prompt
+from rsvp_backend.reasoner.schema import answer_schema
+from rsvp_backend.types import Answer, Deadline, Marks, Proposal, Query
+
+log = logging.getLogger(__name__)
+MAX_QUOTED_CHARS = 4_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One turn of the conversation; the image, if any, stands before the text."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    image: Image.Image | None = None
+
+
+class MllmReasoner(ABC):
+    """A `Reasoner` on top of any model that continues a conversation; implementations add `complete`.
+
+    ``prompt``: a prompt's name, or None for ``rsvp_<kind of the marks>``.
+    """
+
+    def __init__(self, prompt: str | None = None, canvas_px: tuple[int, int] | None = None) -> None:
+        names = (prompt,) if prompt else ("rsvp_bands", "rsvp_cells")
+        self._prompts = {name: Prompt.load(name) for name in names}
+        self._canvas_px = canvas_px
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """See `Reasoner.version`."""
+
+    @abstractmethod
+    def complete(self, messages: tuple[Message, ...], schema: dict[str, Any], deadline: Deadline | None) -> str:
+        """The model's next turn as raw text, at temperature 0. ``schema``: what the JSON should satisfy.
+
+        Raises `ReasonerError` or `DeadlineError`.
+        """
+
+    @property
+    def canvas_px(self) -> tuple[int, int] | None:
+        return self._canvas_px
+
+    @property
+    def prompt_digest(self) -> str:
+        return "-".join(prompt.digest for prompt in self._prompts.values())
+
+    def propose(self, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None) -> Answer:
+        """See `Reasoner.propose`."""
+        prompt = self._prompt(marks)
+        schema = answer_schema(marks, query.labels)
+        question = Message("user", prompt.ask(query, marks), visual_prompt.convert("RGB"))
+        first = self.complete((question,), schema, deadline)
+        try:
+            return Answer(parse(first, marks, query.labels), (first,))
+        except AnswerError as error:
+            problem = str(error)
+        log.info("invalid answer (%s): asking for a repair", problem)
+        quoted = without_thinking(first)[:MAX_QUOTED_CHARS] or "(no answer)"
+        again = (question, Message("assistant", quoted), Message("user", prompt.ask_again(problem, query, marks)))
+        try:
+            second = self.complete(again, schema, deadline)
+        except (DeadlineError, ReasonerError) as error:
+            raise AnswerError(f"invalid answer: {problem}; no repair: {error}", (first,)) from error
+        return Answer(self._parse_repaired(second, first, problem, marks, query), (first, second))
+
+    def _parse_repaired(
+        self, second: str, first: str, problem: str, marks: Marks, query: Query
+    ) -> tuple[Proposal, ...]:
+        try:
+            return parse(second, marks, query.labels)
+        except AnswerError as error:
+            message = f"invalid answer: {problem}; after the repair try: {error}"
+            raise AnswerError(message, (first, second)) from None
+
+    def _prompt(self, marks: Marks) -> Prompt:
+        if len(self._prompts) == 1:
+            return next(iter(self._prompts.values()))
+        return self._prompts[f"rsvp_{marks.kind}"]

@@ -1,0 +1,107 @@
+"""An HTTP server on loopback that misbehaves on order: what real chat endpoints do only now and then."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Step = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+class FakeEndpoint:
+    """Answers the n-th request by the n-th step (the last one for all later); keeps every request's body."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps, self.bodies, self.released = steps, [], threading.Event()
+        self.headers: list[dict[str, str]] = []
+
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+        self.bodies.append(body)
+        self.steps[min(len(self.bodies), len(self.steps)) - 1](handler, body)
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve while the context lasts; gives the base URL."""
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                fake.handle(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        finally:
+            self.released.set()
+            server.shutdown()
+            server.server_close()
+
+    def hang(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        """Never answer, as long as the server runs."""
+        self.released.wait(30)
+
+
+def reply(status: int, body: bytes, **headers: str) -> Step:
+    def step(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        handler.send_response(status)
+        plain = {"content_type": "application/json", "content_length": str(len(body))}
+        for name, value in (plain | headers).items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return step
+
+
+def says(text: str | None, **more: Any) -> Step:
+    """A chat completion with ``text``; ``more`` goes into its message."""
+    message = {"role": "assistant", "content": text} | more
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    completion = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": choices,
+        "usage": usage,
+    }
+    return reply(200, json.dumps(completion).encode())
+
+
+def refuses(status: int, message: str, **headers: str) -> Step:
+    return reply(status, json.dumps({"error": {"message": message, "type": "x"}}).encode(), **headers)
+
+
+def trickles(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+    """Good headers, then one byte now and then."""
+    handler.send_response(200)
+    handler.send_header("content-type", "application/json")
+    handler.end_headers()
+    try:
+        for _ in range(200):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            threading.Event().wait(0.05)
+    except OSError:
+        return  # the client has had enough, which is the point
+
+
+def breaks_off(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+    """Half of the promised bytes, then the connection ends."""
+    handler.send_response(200)
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.close_connection = True
