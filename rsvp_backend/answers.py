@@ -1,0 +1,122 @@
+"""The pure parts of answering Label Studio: what a task asks, which label a mask gets, what is sent back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from rsvp_backend.errors import ImageError
+from rsvp_backend.labelstudio.instructions import find_instruction, prompt_text
+from rsvp_backend.labelstudio.regions import choose_label, prediction
+from rsvp_backend.labelstudio.tags import LabelConfig, match_label
+from rsvp_backend.types import EmptyReason, Instance, Outcome
+
+RETRY_SUFFIX = "-retry"
+FINAL_REASONS = frozenset(
+    {EmptyReason.ABSENT, EmptyReason.NO_REGIONS, EmptyReason.EMPTY_MASK, EmptyReason.INVALID_ANSWER, None}
+)
+"""Outcomes that the same task would get again: they are kept, and Label Studio need not ask for them once more."""
+
+_SHOWN_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one task asks. ``uri``: the image as the task's data spells it."""
+
+    uri: str
+    instruction: str
+    config: LabelConfig
+    task_id: int | None = None
+
+
+def read_task(
+    task: Mapping[str, Any],
+    config: LabelConfig,
+    context: Mapping[str, Any] | None,
+    field: str | None,
+    default: str | None,
+) -> Question:
+    """See `find_instruction` for the arguments. Raises `ImageError` or `InstructionError` for what is missing."""
+    data = task.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    uri = data.get(config.image_field)
+    if not isinstance(uri, str) or not uri.strip():
+        raise ImageError(
+            f"task {task.get('id')} has {uri!r:.50} in data.{config.image_field}: an image address is expected, as "
+            f"the labeling config's <Image> shows ${config.image_field}"
+        )
+    instruction = find_instruction(task, config, context, field=field, default=default)
+    task_id = task.get("id")
+    return Question(uri.strip(), instruction, config, task_id if isinstance(task_id, int) else None)
+
+
+def asks_something(context: Mapping[str, Any] | None, label_config: LabelConfig) -> bool:
+    """Whether an interactive context calls for a prediction: it holds a prompt, or a region drawn by hand.
+
+    Label Studio also asks with an empty context after each submit, and with one that holds only the other fields of
+    the task after each edit of those; a prediction would then put suggestions back that the annotator had dealt with.
+    """
+    results = context.get("result") if isinstance(context, Mapping) else None
+    if not isinstance(results, list):
+        return False
+    drawn = any(isinstance(result, Mapping) and "original_width" in result for result in results)
+    return drawn or prompt_text(context, label_config) is not None
+
+
+def settle_labels(outcome: Outcome, config: LabelConfig) -> Outcome:
+    """Give each instance the label that its own words name, and note in the trace where none does.
+
+    Order: the reasoner's label, the object as a whole (each exact, alias, normalised), the object's words, the only
+    label, else the first label.
+    """
+    notes, settled = [], []
+    for instance in outcome.instances:
+        settled.append(_by_words(instance, config))
+        label, sure = choose_label(settled[-1], config)
+        if not sure:
+            notes.append(
+                f"no label fits {instance.object!r} (reasoner's label {instance.label!r}): {label.value} taken"
+            )
+    trace = replace(outcome.trace, notes=(*outcome.trace.notes, *notes))
+    return replace(outcome, instances=tuple(settled), trace=trace)
+
+
+def answer(outcome: Outcome, config: LabelConfig | None, version: str, trace_id: str) -> dict[str, Any]:
+    """One item of ``/predict``'s results.
+
+    A task that could not be answered (image, instruction, time, failure) is empty, without a score, and carries
+    the version with `RETRY_SUFFIX`: Label Studio never asks again for a task that has a prediction of the version.
+    """
+    if outcome.reason in FINAL_REASONS and config is not None:
+        return prediction(outcome, config, version, trace_id)
+    return {"result": [], "score": None, "model_version": version + RETRY_SUFFIX}
+
+
+def shown_uri(uri: str) -> str:
+    """An image address for logs and traces: without a data URL's payload, credentials, or a signed query."""
+    if uri[:5].lower() == "data:":
+        return f"{uri.partition(',')[0][:50]},..."
+    if uri.startswith("/"):
+        return uri[:_SHOWN_CHARS]
+    try:
+        parts = urlsplit(uri)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()[:_SHOWN_CHARS]
+    except ValueError:
+        return uri.partition("?")[0][:_SHOWN_CHARS]
+
+
+def _by_words(instance: Instance, config: LabelConfig) -> Instance:
+    """The longest run of the object's words that is a label; of equally long ones the last (``red cup`` is a cup)."""
+    if match_label(instance.label, config.labels) or match_label(instance.object, config.labels):
+        return instance
+    words = re.findall(r"\w+", instance.object)
+    for length in range(len(words), 0, -1):
+        for start in range(len(words) - length, -1, -1):
+            found = match_label(" ".join(words[start : start + length]), config.labels)
+            if found is not None:
+                return replace(instance, label=found.value)
+    return instance

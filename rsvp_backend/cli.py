@@ -1,0 +1,245 @@
+"""The command line. Answers go to stdout, logs and progress to stderr; heavy libraries are imported by what needs them.
+
+Exit status: 0 done, 1 failed, 2 bad input or settings, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from rsvp_backend import __version__
+from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
+from rsvp_backend.settings import Settings, load_settings, settings_markdown
+
+if TYPE_CHECKING:
+    from rsvp_backend.types import Outcome
+
+DEFAULT_SEEDS = "10000000:10000300"
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give the exit status; every expected error is one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (SettingsError, ImageError, LabelConfigError) as error:
+        return _fail(error, 2)
+    except RsvpError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(args: argparse.Namespace) -> int:
+    settings = _settings(args, preset=args.preset, host=args.host, port=args.port)
+    import uvicorn
+
+    from rsvp_backend.server import create_app
+
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_config=None,
+        access_log=settings.log_level == "DEBUG", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    settings = _settings(args, preset=args.preset)
+    image = _open(args.image, settings)
+    from rsvp_backend import presets
+    from rsvp_backend.traces import trace_record
+
+    rsvp = presets.build(settings)
+    began_s = time.perf_counter()
+    outcome = rsvp(image, args.instruction)
+    seconds = round(time.perf_counter() - began_s, 3)
+    record = {
+        "image": str(args.image), "size_px": image.size, "model_version": rsvp.version, "seconds": seconds,
+        **trace_record(outcome),
+    }  # fmt: skip
+    folder = args.out or Path("out") / args.image.stem
+    _write_prediction(folder, image, outcome, record)
+    if args.json:
+        _print_json({**record, "files": str(folder)})
+        return 0
+    for instance in outcome.instances:
+        out.print(f"{instance.object}  score {instance.score:.2f}\n  {instance.reasoning}", markup=False)
+    if not outcome.instances:
+        out.print(f"no mask ({outcome.reason}): {outcome.detail}", markup=False)
+    out.print(f"{seconds:.2f} s, written to {folder}", markup=False)
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    settings = _settings(args, preset=args.preset)
+    seeds = _seeds(args.seeds)
+    from rsvp_backend import presets
+    from rsvp_backend.evaluation.scenes import evaluate as evaluate_scenes
+
+    rsvp = presets.build(settings)
+    with Progress(console=err, transient=True) as progress:
+        bar = progress.add_task(f"scenes, {args.level}", total=len(seeds))
+        figures = evaluate_scenes(rsvp, args.level, seeds, lambda: progress.advance(bar))
+    if args.json:
+        _print_json(figures)
+    else:
+        for name, value in figures.items():
+            out.print(f"{name:24} {value}", markup=False)
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    from rsvp_backend.demo.run import DemoOptions, run_demo
+
+    options = DemoOptions(once=args.once, data=args.data_dir, picture=args.picture)
+    return run_demo(options, lambda line: out.print(line, markup=False))
+
+
+def doctor(args: argparse.Namespace) -> int:
+    settings = _settings(args, preset=args.preset)
+    from rsvp_backend.doctor import examine
+
+    problems = 0
+    for finding in examine(settings, args.project, models=not args.no_models):
+        problems += finding.state == "problem"
+        out.print(f"{finding.state:8} {finding.text}", markup=False)
+    return 1 if problems else 0
+
+
+def show_settings(_: argparse.Namespace) -> int:
+    sys.stdout.write(f"{settings_markdown()}\n")
+    return 0
+
+
+def label_config(args: argparse.Namespace) -> int:
+    from rsvp_backend.labelstudio.tags import default_label_config
+
+    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
+    if not labels:
+        raise LabelConfigError(f"--labels is {args.labels!r}: one or more names with commas between are expected")
+    sys.stdout.write(default_label_config(labels))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rsvp-backend",
+        description="Reasoning segmentation (RSVP) as an ML backend for Label Studio.",
+        epilog="Everything else is set by RSVP_* variables in the environment or a file .env: see `settings`.",
+    )
+    parser.add_argument("--version", action="version", version=f"rsvp-backend {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    preset = argparse.ArgumentParser(add_help=False)
+    preset.add_argument("--preset", help="reasoner and VLSM by one name (default: RSVP_PRESET, else demo)")
+    _add_serving(commands, preset)
+    _add_images(commands, preset)
+    command = commands.add_parser("settings", help="print all settings as a table")
+    command.set_defaults(run=show_settings)
+    command = commands.add_parser("label-config", help="print a labeling config for Label Studio")
+    command.add_argument("--labels", default="Object", help="names of the masks' labels, with commas between")
+    command.set_defaults(run=label_config)
+    return parser
+
+
+def _add_serving(commands: Any, preset: argparse.ArgumentParser) -> None:
+    command = commands.add_parser("serve", parents=[preset], help="run the ML backend that Label Studio connects to")
+    command.add_argument("--host", help="address to listen on (default: RSVP_HOST, else 127.0.0.1)")
+    command.add_argument("--port", type=int, help="port to listen on (default: RSVP_PORT, else 9090)")
+    command.set_defaults(run=serve)
+    command = commands.add_parser("demo", help="start a real Label Studio and the backend, with images and predictions")
+    command.add_argument("--once", action="store_true", help="end after the predictions")
+    command.add_argument("--picture", type=Path, metavar="FILE", help="write the picture of three results there")
+    command.add_argument("--data-dir", type=Path, metavar="DIR", help="keep Label Studio's data there")
+    command.set_defaults(run=demo)
+    command = commands.add_parser("doctor", parents=[preset], help="check settings, Label Studio, token, and models")
+    command.add_argument(
+        "--project", type=int, metavar="ID", help="also check this project's labeling config and image"
+    )
+    command.add_argument("--no-models", action="store_true", help="do not load the models")
+    command.set_defaults(run=doctor)
+
+
+def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
+    command = commands.add_parser("predict", parents=[preset], help="segment one image by an instruction")
+    command.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
+    command.add_argument("instruction", metavar="INSTRUCTION", help='such as "the thing you would drink from"')
+    command.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="where overlay.png, mask.png, visual_prompt.png and trace.json go (default: out/<image's name>)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=predict)
+    command = commands.add_parser("evaluate", parents=[preset], help="scores on procedural scenes with exact truth")
+    command.add_argument("dataset", choices=["scenes"], help="what to evaluate on")
+    command.add_argument(
+        "--level", choices=["easy", "crowded", "full"], default="easy", help="how hard (default: easy)"
+    )
+    command.add_argument("--seeds", default=DEFAULT_SEEDS, metavar="A:B", help=f"scenes A to B-1 ({DEFAULT_SEEDS})")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=evaluate)
+
+
+def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:
+    """Settings with the command's options on top, and the logging that they ask for."""
+    settings = load_settings(**overrides)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they log addresses, which may be signed
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return settings
+
+
+def _open(path: Path, settings: Settings) -> Image.Image:
+    from rsvp_backend.labelstudio.pixels import decode_image
+
+    try:
+        return decode_image(path.read_bytes(), settings.image_max_pixels)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _write_prediction(folder: Path, image: Image.Image, outcome: Outcome, record: dict[str, Any]) -> None:
+    from rsvp_backend.demo.picture import overlay
+
+    mask = outcome.union(image.width, image.height)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        overlay(image, mask).save(folder / "overlay.png")
+        Image.fromarray(mask).convert("L").save(folder / "mask.png")
+        if outcome.trace.visual_prompt is not None:
+            outcome.trace.visual_prompt.save(folder / "visual_prompt.png")
+        (folder / "trace.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RsvpError(f"{folder} cannot be written: {error.strerror} (--out)") from None
+
+
+def _seeds(text: str) -> range:
+    first, colon, end = text.partition(":")
+    try:
+        seeds = range(int(first), int(end))
+    except ValueError:
+        seeds = range(0)
+    if not colon or not seeds:
+        raise SettingsError(f"--seeds is {text!r}: A:B with A below B is expected, such as {DEFAULT_SEEDS}")
+    return seeds
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def _fail(error: RsvpError, status: int) -> int:
+    err.print(f"rsvp-backend: {error}", style="red", markup=False)
+    return status

@@ -1,0 +1,87 @@
+"""Settings -> the two models, loaded. A preset is a named choice of both; single settings override its parts.
+
+The model libraries are imported inside the functions, so that a server can answer while they load.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsvp_backend.errors import SettingsError
+from rsvp_backend.pipeline import RSVP, PipelineConfig
+from rsvp_backend.settings import Settings
+from rsvp_backend.types import Marks, Reasoner, Segmenter
+
+log = logging.getLogger(__name__)
+DEMO_ASSETS = Path(__file__).parent / "demo" / "assets"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Values for ``RSVP_REASONER`` and ``RSVP_VLSM`` where those are not set."""
+
+    reasoner: str
+    vlsm: str
+
+
+PRESETS = {"demo": Preset(reasoner="demo", vlsm="demo")}
+
+
+def build(settings: Settings) -> RSVP:
+    """Load both models. Raises `WeightsError` and `SettingsError`, and imports torch: this takes seconds to minutes."""
+    preset = PRESETS[settings.preset]
+    reasoner, marks = _reasoner(settings.reasoner or preset.reasoner, settings)
+    segmenter = _segmenter(settings.vlsm or preset.vlsm, settings)
+    rsvp = RSVP(reasoner, segmenter, PipelineConfig(marks=marks, padding=settings.padding))
+    log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
+    return rsvp
+
+
+def _reasoner(spec: str, settings: Settings) -> tuple[Reasoner, Marks]:
+    """The reasoner and the marks to draw: those that it was trained on, where it says so."""
+    if spec == "demo" or spec.startswith("hf:"):
+        return _local(DEMO_ASSETS / "reasoner" if spec == "demo" else Path(spec.removeprefix("hf:")), settings)
+    return _remote(spec, settings), _marks(settings)
+
+
+def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
+    from rsvp_backend.reasoner.local import LocalReasoner
+    from rsvp_backend.reasoner.model_folder import Marker
+
+    trained_on = Marker.read(source).marks if source.is_dir() else None
+    marks = _marks(settings)
+    if trained_on is not None and trained_on != marks:
+        if settings.model_fields_set & {"marks_kind", "marks_rows", "marks_columns"}:
+            raise SettingsError(
+                f"the reasoner {source.name} reads {trained_on} only, the settings ask for {marks}: leave out "
+                "RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
+            )
+        marks = trained_on
+    return LocalReasoner.load(str(source), device=settings.device, dtype=settings.dtype), marks
+
+
+def _remote(spec: str, settings: Settings) -> Reasoner:
+    from rsvp_backend.reasoner.chat import OPENAI_URL, ChatConfig, ChatReasoner
+    from rsvp_backend.reasoner.endpoint import EndpointConfig
+
+    key = settings.reasoner_api_key.get_secret_value() if settings.reasoner_api_key else None
+    if spec.startswith("openai:"):
+        url, model = OPENAI_URL, spec.removeprefix("openai:")
+        if key is None:
+            raise SettingsError(f"RSVP_REASONER is {spec!r}, which needs an API key: set RSVP_REASONER_API_KEY")
+    else:
+        url, _, model = spec.partition("#")
+    return ChatReasoner(ChatConfig(model, EndpointConfig(url, key, settings.reasoner_timeout_s)))
+
+
+def _segmenter(spec: str, settings: Settings) -> Segmenter:
+    from rsvp_backend.vlsm.segmenter import VlsmSegmenter
+
+    source = DEMO_ASSETS / "vlsm" if spec == "demo" else Path(spec)
+    return VlsmSegmenter.load(source, device=settings.device, dtype=settings.dtype)
+
+
+def _marks(settings: Settings) -> Marks:
+    return Marks(settings.marks_kind, settings.marks_rows, settings.marks_columns)

@@ -1,0 +1,193 @@
+"""All settings, read once from the environment (``RSVP_*``) and a file ``.env``; nothing else reads either of them.
+
+An unknown ``RSVP_*`` name or a value that is not allowed raises `SettingsError` with the name and what is expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from rsvp_backend.errors import SettingsError
+
+PREFIX = "RSVP_"
+ENV_FILE = Path(".env")
+REASONER_FORMS = "demo, openai:MODEL, hf:ID-OR-FOLDER or http(s)://HOST/v1#MODEL"
+_REASONER = re.compile(r"demo|openai:\S+|hf:\S+|https?://[^\s#]+#\S+")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_SHOWN_CHARS = 100
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """One frozen object for the whole process. The descriptions are the rows of the README's table."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ENV_FILE, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    preset: Literal["demo"] = Field("demo", description="reasoner and VLSM by one name: `demo`")
+    reasoner: str | None = Field(
+        None,
+        description="stage 1 in place of the preset's: `demo`, `openai:MODEL`, `hf:ID-OR-FOLDER` (transformers), or "
+        "`http(s)://HOST/v1#MODEL` (any OpenAI-compatible server)",
+    )
+    reasoner_api_key: SecretStr | None = Field(None, description="API key of a remote reasoner")
+    reasoner_timeout_s: Seconds = Field(60.0, description="time for one answer of a remote reasoner, seconds")
+    vlsm: str | None = Field(
+        None, description="stage 2 in place of the preset's: `demo`, or a folder or file with weights"
+    )
+    device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16` or `float16`"
+    )
+
+    marks_kind: Literal["bands", "cells"] = Field(
+        "bands", description="marks on the image: `bands` (numbered rows and columns) or `cells` (numbered grid)"
+    )
+    marks_rows: int = Field(9, ge=1, le=50, description="rows of marks, 1 to 50")
+    marks_columns: int = Field(9, ge=1, le=50, description="columns of marks, 1 to 50")
+    padding: float = Field(0.2, ge=0, le=2, description="share of the crop's size that is added to it, 0 to 2")
+
+    label_studio_url: str | None = Field(
+        None, description="Label Studio's address as seen from here; needed for uploaded, local and cloud images"
+    )
+    label_studio_public_url: str | None = Field(
+        None, description="Label Studio's address in task data (its `LABEL_STUDIO_HOST`), where that differs"
+    )
+    label_studio_token: SecretStr | None = Field(
+        None, description="personal access token (or legacy token); sent to `RSVP_LABEL_STUDIO_URL` only"
+    )
+    instruction_field: str | None = Field(
+        None, description="field of the task's data that holds the instruction; else what the labeling config shows"
+    )
+    default_instruction: str | None = Field(None, description="instruction of tasks that have none")
+
+    image_max_bytes: int = Field(64 * 2**20, ge=1024, description="largest image file, bytes")
+    image_max_pixels: int = Field(89_000_000, ge=1024, description="largest image, pixels; checked before decoding")
+    image_timeout_s: Seconds = Field(30.0, description="time to fetch one image, seconds")
+    allow_private_addresses: bool = Field(
+        False, description="fetch images from private addresses besides Label Studio's own"
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` for all")
+    port: int = Field(9090, ge=1, le=65535, description="port to listen on")
+    predict_timeout_s: Seconds = Field(
+        90.0, description="time for one `/predict`, seconds; keep it below Label Studio's (100)"
+    )
+    basic_auth_user: str | None = Field(None, description="user name that Label Studio must send (basic auth)")
+    basic_auth_password: SecretStr | None = Field(None, description="password that goes with it")
+    traces: Path | None = Field(
+        None, description="folder for the last 1000 traces (JSON, and PNG of the visual prompt); none: not written"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        """An empty variable means the default: compose files pass unset variables on as empty ones."""
+        return cls.model_fields[info.field_name].default if value == "" else value
+
+    @field_validator("reasoner")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and not _REASONER.fullmatch(value):
+            raise ValueError(f"{REASONER_FORMS} is expected")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("auto, cpu, cuda, cuda:N or mps is expected")
+        return value
+
+    @field_validator("label_studio_url", "label_studio_public_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            raise ValueError("an address like http://localhost:8080 is expected")
+        return value
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> Self:
+        if self.label_studio_token is not None and self.label_studio_url is None:
+            raise ValueError("RSVP_LABEL_STUDIO_TOKEN is set, RSVP_LABEL_STUDIO_URL is not: set whose token it is")
+        if (self.basic_auth_user is None) != (self.basic_auth_password is None):
+            raise ValueError("RSVP_BASIC_AUTH_USER and RSVP_BASIC_AUTH_PASSWORD go together: set both or none")
+        return self
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and ``.env``; ``overrides`` (None: not given) win. Raises `SettingsError`."""
+    _refuse_unknown()
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        values = _read_values() | {f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()}
+        raise SettingsError("; ".join(_complaint(detail, values) for detail in error.errors())) from None
+
+
+def settings_rows() -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of every setting, in the order of the README's table."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        rows.append((f"{PREFIX}{name.upper()}", _shown(field.default), field.description or ""))
+    return rows
+
+
+def settings_markdown() -> str:
+    """The README's table."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for variable, default, meaning in settings_rows():
+        lines.append(f"| `{variable}` | {f'`{default}`' if default else ''} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+
+
+def _read_values() -> dict[str, str]:
+    """Every ``RSVP_*`` variable, upper case; the environment wins over the file."""
+    sources: list[Mapping[str, str | None]] = [dotenv_values(ENV_FILE), os.environ]
+    return {
+        name.upper(): value or ""
+        for source in sources
+        for name, value in source.items()
+        if name.upper().startswith(PREFIX)
+    }
+
+
+def _refuse_unknown() -> None:
+    known = [variable for variable, _, _ in settings_rows()]
+    unknown = sorted(set(_read_values()) - set(known))
+    if unknown:
+        close = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise SettingsError(f"unknown setting {', '.join(unknown)}: {hint}Known are {', '.join(known)}")
+
+
+def _complaint(detail: ErrorDetails, values: Mapping[str, str]) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    variable = f"{PREFIX}{str(detail['loc'][0]).upper()}"
+    secret = "SecretStr" in str(Settings.model_fields[str(detail["loc"][0])].annotation)
+    seen = "***" if secret else repr(values.get(variable, "")[:_SHOWN_CHARS])
+    return f"{variable} is {seen}: {message}"

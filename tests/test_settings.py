@@ -1,0 +1,115 @@
+"""Settings: read from the environment and .env, strict about names and values, and equal to the README's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rsvp_backend.errors import SettingsError
+from rsvp_backend.settings import Settings, load_settings, settings_markdown, settings_rows
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable, _, _ in settings_rows():
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_defaults_need_nothing() -> None:
+    settings = load_settings()
+    assert (settings.preset, settings.host, settings.port) == ("demo", "127.0.0.1", 9090)
+    assert settings.predict_timeout_s < 100  # Label Studio's own limit
+
+
+def test_overrides_win_over_the_environment_which_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("RSVP_PORT=1000\nRSVP_HOST=10.0.0.1\nRSVP_PADDING=0.5\nOTHER=1\n")
+    monkeypatch.setenv("RSVP_PORT", "2000")
+    monkeypatch.setenv("rsvp_host", "10.0.0.2")
+    settings = load_settings(port=3000, preset=None)
+    assert (settings.port, settings.host, settings.padding) == (3000, "10.0.0.2", 0.5)
+
+
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, _, _ in settings_rows():
+        monkeypatch.setenv(variable, "")
+    assert load_settings() == Settings.model_construct()
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    if place == "file":
+        Path(".env").write_text("RSVP_PROT=9091\n")
+    else:
+        monkeypatch.setenv("RSVP_PROT", "9091")
+    with pytest.raises(SettingsError, match=r"RSVP_PROT: did you mean RSVP_PORT\?"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("RSVP_PRESET", "demi", "'demo'"),
+        ("RSVP_PORT", "70000", "65535"),
+        ("RSVP_PORT", "abc", "integer"),
+        ("RSVP_PADDING", "-1", "greater than or equal to 0"),
+        ("RSVP_MARKS_KIND", "dots", "'bands' or 'cells'"),
+        ("RSVP_MARKS_ROWS", "51", "50"),
+        ("RSVP_DTYPE", "int8", "'float16'"),
+        ("RSVP_DEVICE", "gpu", "auto, cpu, cuda"),
+        ("RSVP_LOG_LEVEL", "LOUD", "'WARNING'"),
+        ("RSVP_REASONER", "gpt-4o", "openai:MODEL"),
+        ("RSVP_REASONER", "http://host/v1", "#MODEL"),
+        ("RSVP_LABEL_STUDIO_URL", "localhost:8080", "http://localhost:8080"),
+        ("RSVP_PREDICT_TIMEOUT_S", "0", "greater than 0"),
+        ("RSVP_ALLOW_PRIVATE_ADDRESSES", "maybe", "boolean"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, expected: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{variable} is {value!r}: ")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["demo", "openai:gpt-4o", "hf:Qwen/Qwen2-VL-2B-Instruct", "hf:./model", "https://host:8000/v1#org/model"]
+)
+def test_every_form_of_a_reasoner_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RSVP_REASONER", value)
+    assert load_settings().reasoner == value
+
+
+def test_settings_that_need_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSVP_BASIC_AUTH_USER", "me")
+    with pytest.raises(SettingsError, match="RSVP_BASIC_AUTH_PASSWORD"):
+        load_settings()
+    monkeypatch.delenv("RSVP_BASIC_AUTH_USER")
+    monkeypatch.setenv("RSVP_LABEL_STUDIO_TOKEN", "a-secret-token")
+    with pytest.raises(SettingsError, match="RSVP_LABEL_STUDIO_URL is not") as caught:
+        load_settings()
+    assert "a-secret-token" not in str(caught.value)
+
+
+def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSVP_LABEL_STUDIO_URL", "http://localhost:8080")
+    monkeypatch.setenv("RSVP_LABEL_STUDIO_TOKEN", "a-secret-token")
+    monkeypatch.setenv("RSVP_REASONER_API_KEY", "a-secret-key")
+    assert "a-secret" not in repr(load_settings())
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_every_setting_has_a_meaning_and_the_readme_shows_the_same_table() -> None:
+    assert all(meaning for _, _, meaning in settings_rows())
+    shown = README.read_text(encoding="utf-8").split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
+    assert shown.strip() == settings_markdown()
