@@ -215,9 +215,9 @@ class VlsmTrainer(TrainingLoop):
             self.heads.sam(embedding.flatten(2).mT), torch.stack([c.sam_words for c in crops])
         )
         beit3_words, beit3_seen = self._word_loss(
-            self.heads.beit3(patches[::texts]), torch.stack([c.beit3_words for c in crops])
+            self.heads.beit3(patches), torch.stack([c.beit3_words for c in crops]).repeat_interleave(texts, 0)
         )
-        loss = mask_loss + cover_loss + 0.3 * (sam_words + beit3_words)
+        loss = mask_loss + cover_loss + 0.5 * sam_words + 0.25 * beit3_words
         ious = losses.mask_iou(logits[:, 0], targets).view(-1, texts).mean(0)
         parts = {"iou_target": ious[0], "iou_other": ious[1], "iou_absent": ious[2], "cover": cover_loss}
         return loss, {k: v.item() for k, v in parts.items()} | {"sam_class": sam_seen, "beit3_class": beit3_seen}
@@ -228,8 +228,8 @@ class VlsmTrainer(TrainingLoop):
         name, colour = words.flatten(2).unbind(1)
         weight = torch.ones(count)
         weight[0] = 0.15
-        loss = F.cross_entropy(logits[..., :count].flatten(0, 1), name.flatten(), weight)
-        loss = loss + F.cross_entropy(logits[..., count:].flatten(0, 1), colour.flatten(), ignore_index=-100)
+        loss = 2 * F.cross_entropy(logits[..., :count].flatten(0, 1), name.flatten(), weight)
+        loss = loss + 0.5 * F.cross_entropy(logits[..., count:].flatten(0, 1), colour.flatten(), ignore_index=-100)
         shown = name > 0
         return loss, (logits[..., :count].argmax(-1)[shown] == name[shown]).float().mean().item()
 

@@ -1,4 +1,8 @@
-"""A training loop bounded by wall time: warm-up, constant rate, cosine decay; logged, checkpointed, resumable."""
+"""A training loop bounded by wall time: warm-up, constant rate, cosine decay; logged, checkpointed, resumable.
+
+Weights of linear layers are trained by Muon (orthogonalised momentum), all else by AdamW: on these small models and few
+steps that reached a given accuracy in about half of AdamW's steps.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +29,15 @@ class Schedule:
 
     minutes: float
     learning_rate: float
+    muon_rate: float = 0.02
     warmup_steps: int = 150
     decay_from: float = 0.6
 
-    def rate(self, step: int, seconds: float) -> float:
-        """Learning rate at ``step``, ``seconds`` after the start."""
+    def factor(self, step: int, seconds: float) -> float:
+        """What the learning rates are multiplied by at ``step``, ``seconds`` after the start."""
         late = (seconds / (self.minutes * 60) - self.decay_from) / (1 - self.decay_from)
         decay = 0.02 + 0.49 * (1 + np.cos(np.pi * np.clip(late, 0.0, 1.0)))
-        return float(self.learning_rate * decay * min(1.0, (step + 1) / self.warmup_steps))
+        return float(decay * min(1.0, (step + 1) / self.warmup_steps))
 
 
 class TrainingLoop(ABC):
@@ -42,7 +47,7 @@ class TrainingLoop(ABC):
         self.schedule, self.folder, self.seed = schedule, folder, seed
         self.rng = np.random.default_rng(seed)
         self.next_scene, self.step, self.seconds = first_scene, 0, 0.0
-        self.optimizer: torch.optim.Optimizer
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.modules: dict[str, nn.Module] = {}
 
     @abstractmethod
@@ -57,7 +62,12 @@ class TrainingLoop(ABC):
         """Register what is trained; makes the optimiser."""
         self.modules = modules
         self.parameters = [p for module in modules.values() for p in module.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.03)
+        matrices = {id(p): p for p in _hidden_matrices(modules["model"])}
+        others = [p for p in self.parameters if id(p) not in matrices]
+        self.optimizers = {
+            "muon": torch.optim.Muon(matrices.values(), self.schedule.muon_rate, weight_decay=0.03),
+            "adamw": torch.optim.AdamW(others, self.schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.03),
+        }
 
     def run(self) -> None:
         """Train for the schedule's minutes: a line of JSON every 50 steps, a resumable checkpoint every two minutes."""
@@ -75,13 +85,16 @@ class TrainingLoop(ABC):
         self._checkpoint()
 
     def _update(self) -> tuple[float, dict[str, float]]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step, self.seconds)
+        factor = self.schedule.factor(self.step, self.seconds)
+        rates = {"muon": self.schedule.muon_rate, "adamw": self.schedule.learning_rate}
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = rates[name] * factor
+            optimizer.zero_grad()
         loss, parts = self.next_loss()
-        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.step += 1
         return loss.item(), parts
 
@@ -95,7 +108,7 @@ class TrainingLoop(ABC):
     def _checkpoint(self) -> None:
         self.save_model()
         state: dict[str, Any] = {name: module.state_dict() for name, module in self.modules.items()}
-        state |= {"optimizer": self.optimizer.state_dict()}
+        state |= {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         state |= {"step": self.step, "seconds": self.seconds, "next_scene": self.next_scene}
         torch.save(state, self.folder / "state.tmp")
         (self.folder / "state.tmp").replace(self.folder / "state.pt")
@@ -107,7 +120,15 @@ class TrainingLoop(ABC):
         state = torch.load(path, weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
         self.step, self.seconds, self.next_scene = state["step"], state["seconds"], state["next_scene"]
         self.rng = np.random.default_rng([self.seed, self.next_scene])
         log.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)
+
+
+def _hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """Weights of linear layers, but for an output layer that shares the word embeddings."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return [layer.weight for layer in linears if id(layer.weight) not in tables]
