@@ -234,7 +234,7 @@ def _refusal(request: Request, status: int, message: str) -> JSONResponse:
     to an address that says what is wrong."""
     if not request.headers.get("user-agent", "").startswith(_LABEL_STUDIO_AGENT):
         return JSONResponse({"error": message}, status)
-    words = quote(re.sub(r"[^\w.,:;=()'$-]+", "_", message)[:400])
+    words = quote(re.sub(r"[^\w.,:;=()'$-]+", "_", message)[:400], safe="():;=,$")
     return JSONResponse({"error": message}, 303, headers={"Location": f"setup-refused/{status}/{words}"})
 
 
