@@ -101,6 +101,18 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def train_demo(args: argparse.Namespace) -> int:
+    if args.minutes <= 0:
+        raise SettingsError(f"--minutes is {args.minutes}: more than 0 is expected")
+    from rsvp_backend.training import demo as training
+
+    parts = training.PARTS if args.part == "both" else (args.part,)
+    training.train(parts, args.out, args.minutes)
+    for part in parts:
+        out.print(f"{args.out / part / 'model'}", markup=False)
+    return 0
+
+
 def demo(args: argparse.Namespace) -> int:
     from rsvp_backend.demo.run import DemoOptions, run_demo
 
@@ -190,6 +202,11 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", default=DEFAULT_SEEDS, metavar="A:B", help=f"scenes A to B-1 ({DEFAULT_SEEDS})")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=evaluate)
+    command = commands.add_parser("train-demo", help="train the demo preset's models from procedural scenes")
+    command.add_argument("part", nargs="?", choices=["both", "reasoner", "vlsm"], default="both")
+    command.add_argument("--minutes", type=float, default=60.0, help="wall time, one core per model (default: 60)")
+    command.add_argument("--out", type=Path, default=Path("out/demo-models"), metavar="DIR", help="where they go")
+    command.set_defaults(run=train_demo)
 
 
 def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:

@@ -182,16 +182,21 @@ class ReasonerTrainer(TrainingLoop):
         visual = self._visual(pictures)
         align, parts = self._alignment(visual, pictures)
         packed = self._pack(pictures)
-        embeds = self.model.get_input_embeddings()(packed.ids)
-        at = slice(self.first_visual, self.first_visual + TOKENS)
-        embeds = torch.cat([embeds[:, : at.start], visual, embeds[:, at.stop :]], dim=1)
-        hidden = self.model.model.language_model(
-            inputs_embeds=embeds, position_ids=packed.positions, use_cache=False,
-            attention_mask={"full_attention": packed.visible},
-        )[0]  # fmt: skip
+        hidden = self._hidden(visual, packed)
         answer, parts_answer = self._answer(hidden, packed)
         pointing, parts_point = self._pointing(hidden, visual, packed)
         return align + answer + 2.0 * pointing, parts | parts_answer | parts_point
+
+    def _hidden(self, visual: Tensor, packed: Packed) -> Tensor:
+        """The language model's last hidden states, ``(B, T, D)``."""
+        embeds = self.model.get_input_embeddings()(packed.ids)
+        at = slice(self.first_visual, self.first_visual + TOKENS)
+        embeds = torch.cat([embeds[:, : at.start], visual, embeds[:, at.stop :]], dim=1)
+        hidden: Tensor = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=packed.positions, use_cache=False,
+            attention_mask={"full_attention": packed.visible},
+        )[0]  # fmt: skip
+        return hidden
 
     def _pack(self, pictures: list[Picture]) -> Packed:
         """All turns of a picture behind its one image prefix: each turn sees the image and itself, as if alone."""
