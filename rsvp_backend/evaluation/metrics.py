@@ -21,7 +21,9 @@ class Overlap:
     def of(cls, predicted: BoolMask, truth: BoolMask) -> Overlap:
         """Both bool ``(height, width)``."""
         if predicted.shape != truth.shape:
-            raise ValueError(f"predicted mask is {predicted.shape}, the true one {truth.shape}: equal shapes are expected")
+            raise ValueError(
+                f"predicted mask is {predicted.shape}, the true one {truth.shape}: equal shapes are expected"
+            )
         return cls(int((predicted & truth).sum()), int((predicted | truth).sum()))
 
     @property

@@ -45,7 +45,7 @@ class Sample:
 def evaluate(
     rsvp: RSVP, level: LevelName, seeds: Iterable[int], progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Run ``rsvp`` on the scenes of ``seeds`` and give all figures as one JSON-ready dict; ``progress`` once a scene."""
+    """Run ``rsvp`` on the scenes of ``seeds``; all figures as one JSON-ready dict. ``progress`` is called per scene."""
     samples = []
     for seed in seeds:
         scene = make_scene(seed, level, questions_per_kind=QUESTIONS_PER_KIND)
@@ -81,7 +81,8 @@ def summarise(samples: list[Sample], headline: tuple[str, ...]) -> dict[str, Any
     groups = {kind: [s for s in samples if s.kind == kind] for kind in KINDS}
     rounded["by_kind"] = {kind: _figures(group) for kind, group in groups.items() if group}
     rounded["by_wording"] = {
-        name: _figures([s for s in main if s.held_out == flag]) for name, flag in (("trained", False), ("held_out", True))
+        name: _figures([s for s in main if s.held_out == flag])
+        for name, flag in (("trained", False), ("held_out", True))
     }
     return rounded
 
@@ -132,7 +133,7 @@ def _stage2(rsvp: RSVP, scene: Scene, question: Question) -> tuple[float, float]
     width, height = scene.image.size
     marks = rsvp.config.marks
     box = regions_box(mask_regions(question.mask, marks), marks, width, height)
-    assert question.target is not None and box is not None
+    assert box is not None  # a visible target touches some region
     box = box.padded(rsvp.config.padding, width, height)
     others = [item.phrase for index, item in enumerate(scene.layout.items) if index != question.target]
     truth = question.mask[box.top : box.bottom, box.left : box.right]

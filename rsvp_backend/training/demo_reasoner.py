@@ -39,6 +39,8 @@ class ReasonerRecipe:
     questions: int = 5
     vision_only_steps: int = 250
     learning_rate: float = 1.5e-3
+    muon_rate: float = 0.007
+    muon_start_steps: int = 1000
     crowded: float = 0.5
     full: float = 0.0
     seed: int = 0
@@ -93,7 +95,14 @@ class ReasonerTrainer(TrainingLoop):
     """Owns model, heads and the stream of scenes; `run` trains for the recipe's minutes."""
 
     def __init__(self, recipe: ReasonerRecipe, folder: Path) -> None:
-        super().__init__(Schedule(recipe.minutes, recipe.learning_rate), folder, recipe.seed, recipe.seed * 1_000_000)
+        schedule = Schedule(
+            recipe.minutes,
+            recipe.learning_rate,
+            recipe.muon_rate,
+            muon_start_steps=recipe.muon_start_steps,
+            decay_from=0.5,
+        )
+        super().__init__(schedule, folder, recipe.seed, recipe.seed * 1_000_000)
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.processor = tiny_mllm.build_processor(corpus(LEVELS["full"]))

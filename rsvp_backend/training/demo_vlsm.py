@@ -40,6 +40,7 @@ class VlsmRecipe:
     minutes: float = 60.0
     crops: int = 8
     learning_rate: float = 1.2e-3
+    muon_rate: float = 0.006
     crowded: float = 0.35
     full: float = 0.0
     seed: int = 0
@@ -102,7 +103,7 @@ class VlsmTrainer(TrainingLoop):
     """Owns model, heads and the stream of crops; `run` trains for the recipe's minutes."""
 
     def __init__(self, recipe: VlsmRecipe, folder: Path) -> None:
-        schedule = Schedule(recipe.minutes, recipe.learning_rate, decay_from=0.55)
+        schedule = Schedule(recipe.minutes, recipe.learning_rate, recipe.muon_rate, decay_from=0.5)
         super().__init__(schedule, folder, recipe.seed, recipe.seed * 1_000_000 + 5_000_000)
         torch.manual_seed(recipe.seed)
         self.recipe = recipe

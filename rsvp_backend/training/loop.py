@@ -25,11 +25,17 @@ LOG_EVERY_STEPS = 50
 
 @dataclass(frozen=True)
 class Schedule:
-    """``decay_from``: share of ``minutes`` after which the learning rate falls to 2 % by a cosine."""
+    """``decay_from``: share of ``minutes`` after which the learning rates fall to 2 % by a cosine.
+
+    Muon runs at ``muon_start_rate`` for the first ``muon_start_steps`` steps: visual features form quickly at a rate
+    that would later keep finer ones from settling.
+    """
 
     minutes: float
     learning_rate: float
-    muon_rate: float = 0.02
+    muon_rate: float = 0.006
+    muon_start_rate: float = 0.02
+    muon_start_steps: int = 0
     warmup_steps: int = 150
     decay_from: float = 0.6
 
@@ -85,8 +91,10 @@ class TrainingLoop(ABC):
         self._checkpoint()
 
     def _update(self) -> tuple[float, dict[str, float]]:
-        factor = self.schedule.factor(self.step, self.seconds)
-        rates = {"muon": self.schedule.muon_rate, "adamw": self.schedule.learning_rate}
+        schedule = self.schedule
+        factor = schedule.factor(self.step, self.seconds)
+        muon = schedule.muon_start_rate if self.step < schedule.muon_start_steps else schedule.muon_rate
+        rates = {"muon": muon, "adamw": schedule.learning_rate}
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[name] * factor
             optimizer.zero_grad()
