@@ -65,7 +65,9 @@ def test_marks_are_visible_on_any_background_and_leave_the_image_alone(kind, lev
     contrast = np.abs(marked - level).max(axis=2)
     for i in range(9):
         for j in range(9) if kind == "cells" else (0,):
-            cell = contrast[round(i * 480 / 9) : round((i + 1) * 480 / 9), round(j * 640 / 9) : round((j + 1) * 640 / 9)]
+            cell = contrast[
+                round(i * 480 / 9) : round((i + 1) * 480 / 9), round(j * 640 / 9) : round((j + 1) * 640 / 9)
+            ]
             assert cell.max() > 100
 
 

@@ -17,7 +17,7 @@ from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, LEVELS, Question, Scene, 
 TITLE = "RSVP demo"
 TASKS = 12
 BATCH = 4  # Label Studio waits 100 s for one request; small ones also let a person see progress
-KINDS = ("function", "name", "relation")
+KINDS = ("function", "name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,17 @@ def running(home: Home, data: Path, say: Say) -> Iterator[Stack]:
         child, url, account = label_studio.start(home, data, say)
         children.append(child)
         token = create_personal_token(url, account.email, account.password, replace=True)
-        say("Backend: starting, with the weights of the preset `demo`")
+        say("Backend: starting and loading its models")
         child, backend_url = _start_backend(home, data, url, token)
         children.append(child)
         child.wait_until_ready(lambda: _ready(backend_url), START_TIMEOUT_S, say)
-        yield Stack(url, account, token, Backend(backend_url, _model_version(backend_url)), tuple(children))
+        yield Stack(
+            url,
+            account,
+            token,
+            Backend(backend_url, str(_get(f"{backend_url}/health")["model_version"])),
+            tuple(children),
+        )
     finally:
         with _uninterrupted():
             for child in reversed(children):
@@ -143,15 +149,14 @@ def _start_backend(home: Home, data: Path, label_studio_url: str, token: str) ->
 
 
 def _ready(backend_url: str) -> bool:
-    """Whether the weights are loaded."""
+    """Whether the weights are loaded. Raises `ChildError` where they could not be."""
     try:
-        return bool(_get(f"{backend_url}/health").get("status") == "ready")
+        health = _get(f"{backend_url}/health")
     except OSError:
         return False
-
-
-def _model_version(backend_url: str) -> str:
-    return str(_get(f"{backend_url}/versions")["versions"][-1])
+    if health["state"] == "failed":
+        raise ChildError(f"the backend could not load its models: {health.get('reason')}")
+    return bool(health["state"] == "ready")
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rsvp_backend.training.loop import Schedule, TrainingLoop
 from rsvp_backend.types import BoolMask, Marks
 
 MARKS = Marks("bands", tiny_mllm.BANDS, tiny_mllm.BANDS)
-KIND_SHARES = {"name": 0.34, "function": 0.30, "absent": 0.20, "relation": 0.16}
+KIND_SHARES = {"name": 0.34, "function": 0.36, "absent": 0.22, "relation": 0.08}
 TOKENS = tiny_mllm.BANDS**2
 CLASS_WEIGHT = 4.0  # classes are what a linear patch embedding learns last; with weight 1 it took thrice the steps
 
@@ -41,7 +41,7 @@ class ReasonerRecipe:
     learning_rate: float = 1.5e-3
     muon_rate: float = 0.007
     muon_start_steps: int = 1000
-    crowded: float = 0.5
+    crowded: float = 0.3
     full: float = 0.0
     seed: int = 0
 
