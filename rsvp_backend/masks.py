@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from rsvp_backend.types import BoolMask, Box, Segmentation
@@ -40,7 +41,7 @@ def paste(crop_mask: BoolMask, box: Box, width_px: int, height_px: int) -> BoolM
     return mask
 
 
-def stability(logits: np.ndarray, offset: float = 1.0) -> float:
+def stability(logits: npt.NDArray[np.float32], offset: float = 1.0) -> float:
     """IoU of the masks at thresholds ``+offset`` and ``-offset`` (Segment Anything's stability score); 0 if empty."""
     inner, outer = int((logits > offset).sum()), int((logits > -offset).sum())
     return inner / outer if outer else 0.0

@@ -171,7 +171,7 @@ def _guessed_walks(steps: bytes) -> tuple[bytearray, list[int], list[int]]:
     table[:, :_ROW_BITS] = np.frombuffer(steps.ljust(rows * _ROW_BITS, b"\0"), dtype=np.uint8).reshape(rows, _ROW_BITS)
     firsts = np.arange(rows, dtype=np.int64) * table.shape[1]
     walkers, trusted = firsts.copy(), firsts.copy()
-    flags = np.zeros(table.size, dtype=np.uint8)
+    flags: npt.NDArray[np.uint8] = np.zeros(table.size, dtype=np.uint8)
     while (moves := table.reshape(-1)[walkers]).any():
         flags[walkers] = 1
         walkers += moves
@@ -192,7 +192,7 @@ def _records(
     data: bytes, starts: _Ints, length_bits: tuple[int, ...], expected: int
 ) -> tuple[npt.NDArray[np.uint64], _Ints]:
     """Values and lengths of the runs that make up exactly ``expected`` bytes; words of literals are runs of one."""
-    windows = np.ndarray((len(data) + 1,), dtype=">u8", buffer=data + bytes(8), strides=(1,))
+    windows: npt.NDArray[np.uint64] = np.ndarray((len(data) + 1,), dtype=">u8", buffer=data + bytes(8), strides=(1,))
     heads = _top(windows, starts)
     kinds = (heads >> np.uint64(61)).astype(np.intp)
     bits = np.array(length_bits)[kinds & 3]

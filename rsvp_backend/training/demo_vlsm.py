@@ -26,7 +26,7 @@ from rsvp_backend.scenes.layout import Level
 from rsvp_backend.training import losses
 from rsvp_backend.training.loop import Schedule, TrainingLoop
 from rsvp_backend.training.tiny_mllm import init_patch_embed
-from rsvp_backend.types import Box, Marks
+from rsvp_backend.types import BoolMask, Box, Marks
 from rsvp_backend.vlsm import preprocess, weights
 from rsvp_backend.vlsm.config import Beit3Config, SamConfig, VlsmConfig
 from rsvp_backend.vlsm.model import Vlsm
@@ -238,9 +238,9 @@ class VlsmTrainer(TrainingLoop):
         weights.save(self.folder / "model", self.model, self.tokenizer, name="demo")
 
 
-def _pooled(mask: np.ndarray, grid: tuple[int, int], image_size: int) -> Tensor:
+def _pooled(mask: BoolMask, grid: tuple[int, int], image_size: int) -> Tensor:
     """A crop's mask as SAM's square sees it (longest side resized, padded right and below), averaged on ``grid``."""
-    height, width = preprocess.resized_size(mask.shape, image_size)
+    height, width = preprocess.resized_size((mask.shape[0], mask.shape[1]), image_size)
     picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
     square = torch.zeros(image_size, image_size)
     square[:height, :width] = torch.from_numpy(np.array(picture)).float() / 255
