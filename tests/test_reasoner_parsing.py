@@ -173,6 +173,12 @@ def test_any_answer_survives_any_prose(marks: Marks, data: st.DataObject, before
     assert parse(before + as_json(items, marks) + after, marks) == tuple(items)
 
 
+def test_an_answer_may_be_wrapped_in_a_list() -> None:
+    (item,) = parse(f"[{as_json([Proposal('cup', True, Regions(cells=(3,)), 'it is.')], CELLS)}]", CELLS)
+    assert item == Proposal("cup", True, Regions(cells=(3,)), "it is.")
+    assert parse('[{"proposals": []}]', CELLS) == ()
+
+
 @given(st.one_of(st.text(max_size=200), st.text('{}[]":, proposalsbject123tru', max_size=200)))
 @settings(max_examples=300)
 def test_any_text_gives_proposals_or_an_answer_error(text: str) -> None:

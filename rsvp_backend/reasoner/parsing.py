@@ -59,6 +59,8 @@ def _find_answer(text: str) -> list[Any]:
         except (ValueError, RecursionError) as error:
             problem, at = _syntax_problem(error), match.start() + 1
             continue
+        if isinstance(value, list) and len(value) == 1:  # the answer in a list of its own
+            (value,) = value
         if isinstance(value, dict) and "proposals" in value:
             whole = value
         elif isinstance(value, dict) and "object" in value:
