@@ -81,7 +81,7 @@ def running(home: Home, data: Path, say: Say) -> Iterator[Stack]:
 
 
 def run_demo(options: DemoOptions, say: Say) -> int:
-    """The whole demo; the exit status: 0 if every task got a mask."""
+    """The whole demo; the exit status: 0 if every task got its prediction (a model may find nothing on a picture)."""
     home = Home(options.home)
     data = options.data or home.data
     start = time.monotonic()
@@ -103,7 +103,7 @@ def run_demo(options: DemoOptions, say: Say) -> int:
 
 
 def _fill(stack: Stack, options: DemoOptions, data: Path, say: Say) -> bool:
-    """Project, predictions, picture; whether every task has a mask."""
+    """Project, predictions, picture; whether every task has a prediction, and some of them a mask."""
     with LabelStudioClient(stack.label_studio_url, stack.token) as client:
         project = open_project(client, stack.backend, data, say)
         tasks = preannotate(client, project, say)
@@ -120,7 +120,7 @@ def _fill(stack: Stack, options: DemoOptions, data: Path, say: Say) -> bool:
     say(f"Log in    {stack.account.email}   password {stack.account.password}")
     say(f"Backend   {stack.backend.url}   model version {stack.backend.model_version}")
     say("Logs      " + ", ".join(str(child.log) for child in stack.children))
-    return len(masked) == len(tasks) > 0
+    return predicted == len(tasks) and bool(masked)
 
 
 def _stay(stack: Stack, say: Say) -> None:
