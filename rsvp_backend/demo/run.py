@@ -113,7 +113,8 @@ def _fill(stack: Stack, options: DemoOptions, data: Path, say: Say) -> bool:
     if masked:
         path = options.picture or data / "demo.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        render([_shown(task, data) for task in masked[:SHOWN_IN_PICTURE]]).save(path)
+        shown = sorted((_shown(task, data) for task in masked), key=lambda one: -len(one.reasoning))
+        render(shown[:SHOWN_IN_PICTURE]).save(path)
         say(f"Picture of {min(len(masked), SHOWN_IN_PICTURE)} results: {path}")
     say("")
     say(f"Open      {stack.label_studio_url}/projects/{project.project}/data")
