@@ -61,7 +61,7 @@ def test_predict_prints_one_json_object_and_writes_its_files(
         assert int(np.asarray(mask).sum()) == 255 * answer["instances"][0]["area_px"] == 255 * 28 * 18
     with Image.open(tmp_path / "found" / "overlay.png") as overlay:
         assert overlay.size == (90, 72)
-        assert overlay.getpixel((30, 30)) != (128, 128, 128)
+        assert overlay.getpixel((30, 30)) == (128, 128, 128) != overlay.getpixel((0, 0))
     assert (tmp_path / "found" / "visual_prompt.png").exists()
     trace = json.loads((tmp_path / "found" / "trace.json").read_text())
     assert trace["proposals"][0]["regions"]["rows"] == [4, 5, 6]

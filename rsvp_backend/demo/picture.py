@@ -13,7 +13,8 @@ from rsvp_backend.types import BoolMask, Outcome
 
 PANEL_PX, MARGIN_PX, FONT_PX = 400, 16, 17
 LINE_PX = FONT_PX + 6
-MASK_COLOR = (230, 40, 120)
+OUTLINE_COLOR = (220, 0, 110)
+FADED = 0.45
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 30), (90, 90, 110)
 
 
@@ -46,15 +47,19 @@ def render(results: Sequence[Shown]) -> Image.Image:
 
 
 def overlay(image: Image.Image, mask: BoolMask) -> Image.Image:
-    """The image, RGB, with the mask tinted and outlined; bool ``(image.height, image.width)``."""
+    """The image, RGB, faded outside the mask and in its own colours inside, with an outline around.
+
+    ``mask``: bool ``(image.height, image.width)``. A null mask leaves the image as it is.
+    """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     if mask.shape != pixels.shape[:2]:
         raise ValueError(f"mask is {mask.shape}, the image asks for {pixels.shape[:2]}")
-    pixels = np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(MASK_COLOR, np.float32), pixels)
-    edge_px = max(1, max(image.size) // 250)
-    outline = ndimage.binary_dilation(mask, iterations=edge_px) & ~mask
-    pixels[outline] = MASK_COLOR
-    return Image.fromarray(pixels.astype(np.uint8))
+    if not mask.any():
+        return image.convert("RGB")
+    shown = np.where(mask[..., None], pixels, FADED * pixels + (1 - FADED) * 255)
+    edge_px = max(2, max(image.size) // 160)
+    shown[ndimage.binary_dilation(mask, iterations=edge_px) & ~mask] = OUTLINE_COLOR
+    return Image.fromarray(shown.astype(np.uint8))
 
 
 def _panel(result: Shown) -> Image.Image:
