@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from rsvp_backend.types import BoolMask, Box, Marks, Regions
@@ -59,10 +60,16 @@ def regions_box(regions: Regions, marks: Marks, width_px: int, height_px: int) -
     return Box(left, top, max(right, left + 1), max(bottom, top + 1))
 
 
+def cell_shares(mask: BoolMask, marks: Marks) -> npt.NDArray[np.float64]:
+    """The share of each cell that ``mask``, bool ``(height, width)``, covers; ``(rows, columns)`` in [0, 1]."""
+    ys, xs = edges_px(marks.rows, mask.shape[0]), edges_px(marks.columns, mask.shape[1])
+    sums = np.add.reduceat(np.add.reduceat(mask.astype(np.int64), ys[:-1], axis=0), xs[:-1], axis=1)
+    return np.asarray(sums / np.outer(np.diff(ys), np.diff(xs)), dtype=np.float64)
+
+
 def mask_regions(mask: BoolMask, marks: Marks) -> Regions:
     """The regions that ``mask``, bool ``(height, width)``, touches; empty for an empty mask."""
-    ys, xs = edges_px(marks.rows, mask.shape[0]), edges_px(marks.columns, mask.shape[1])
-    touched = np.add.reduceat(np.add.reduceat(mask.astype(np.int64), ys[:-1], axis=0), xs[:-1], axis=1) > 0
+    touched = cell_shares(mask, marks) > 0
     if marks.kind == "cells":
         return Regions(cells=tuple(int(i) + 1 for i in np.flatnonzero(touched)))
     rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))

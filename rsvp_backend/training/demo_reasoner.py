@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsvp_backend.grid import draw_marks, edges_px, mask_regions
+from rsvp_backend import grid
+from rsvp_backend.grid import draw_marks, mask_regions
 from rsvp_backend.scenes import LEVELS, LevelName, Scene, make_scene
 from rsvp_backend.scenes.language import Truth, corpus, draw_truth
 from rsvp_backend.training import tiny_mllm
@@ -27,7 +28,7 @@ from rsvp_backend.types import BoolMask, Marks
 MARKS = Marks("bands", tiny_mllm.BANDS, tiny_mllm.BANDS)
 KIND_SHARES = {"name": 0.34, "function": 0.36, "absent": 0.22, "relation": 0.08}
 TOKENS = tiny_mllm.BANDS**2
-CLASS_WEIGHT = 4.0  # classes are what a linear patch embedding learns last; with weight 1 it took thrice the steps
+CLASS_WEIGHT = 4.0  # classes are what a linear patch embedding learns last; measured in docs/demo-models.md
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class ReasonerTrainer(TrainingLoop):
         ids = torch.tensor([self._prefix("")])
         ids = F.pad(ids, (0, length - ids.shape[1]), value=self.processor.tokenizer.eos_token_id)
         kinds = (ids == self.processor.image_token_id).int()
-        grid = torch.tensor([[1, 2 * tiny_mllm.BANDS, 2 * tiny_mllm.BANDS]])
-        positions: Tensor = self.model.model.get_rope_index(ids, kinds, image_grid_thw=grid)[0]
+        sizes = torch.tensor([[1, 2 * tiny_mllm.BANDS, 2 * tiny_mllm.BANDS]])
+        positions: Tensor = self.model.model.get_rope_index(ids, kinds, image_grid_thw=sizes)[0]
         return positions
 
     def picture(self) -> Picture:
@@ -182,9 +183,9 @@ class ReasonerTrainer(TrainingLoop):
     def _visual(self, pictures: list[Picture]) -> Tensor:
         """Visual tokens as the language model receives them, ``(B, 81, D)``."""
         side = 2 * tiny_mllm.BANDS
-        grid = torch.tensor([[1, side, side]] * len(pictures))
+        sizes = torch.tensor([[1, side, side]] * len(pictures))
         patches = torch.cat([picture.patches for picture in pictures])
-        return torch.stack(self.model.model.get_image_features(patches, grid).pooler_output)
+        return torch.stack(self.model.model.get_image_features(patches, sizes).pooler_output)
 
     def loss(self, pictures: list[Picture]) -> tuple[Tensor, dict[str, float]]:
         """All losses on one batch, with readable parts."""
@@ -292,9 +293,7 @@ class ReasonerTrainer(TrainingLoop):
 
 def cell_shares(mask: BoolMask) -> Tensor:
     """The share of each of the 81 cells that ``mask`` covers, float32 ``(81,)``."""
-    ys, xs = edges_px(tiny_mllm.BANDS, mask.shape[0]), edges_px(tiny_mllm.BANDS, mask.shape[1])
-    sums = np.add.reduceat(np.add.reduceat(mask.astype(np.int64), ys[:-1], axis=0), xs[:-1], axis=1)
-    return torch.from_numpy((sums / np.outer(np.diff(ys), np.diff(xs))).astype(np.float32).ravel())
+    return torch.from_numpy(grid.cell_shares(mask, MARKS).astype(np.float32).ravel())
 
 
 def cell_targets(scene: Scene, classes: list[str], colours: list[str]) -> dict[str, Tensor]:

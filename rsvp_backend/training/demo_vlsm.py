@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsvp_backend.grid import mask_regions
+from rsvp_backend.grid import mask_regions, regions_box
 from rsvp_backend.scenes import LEVELS, LevelName, Scene, make_scene
 from rsvp_backend.scenes.language import NAME_CARRIERS, corpus
 from rsvp_backend.scenes.layout import Level
 from rsvp_backend.training import losses
 from rsvp_backend.training.loop import Schedule, TrainingLoop
 from rsvp_backend.training.tiny_mllm import init_patch_embed
-from rsvp_backend.types import BoolMask, Box, Marks
+from rsvp_backend.types import BoolMask, Box, Marks, Regions
 from rsvp_backend.vlsm import preprocess, weights
 from rsvp_backend.vlsm.config import Beit3Config, SamConfig, VlsmConfig
 from rsvp_backend.vlsm.model import Vlsm
@@ -156,9 +156,8 @@ class VlsmTrainer(TrainingLoop):
                 pair[end] = int(np.clip(pair[end] + sign * move, 1, 9))
             pair.sort()
         width, height = scene.image.size
-        ys = [(ids[0][0] - 1) * height / 9, ids[0][1] * height / 9]
-        xs = [(ids[1][0] - 1) * width / 9, ids[1][1] * width / 9]
-        box = Box(round(xs[0]), round(ys[0]), round(xs[1]), round(ys[1]))
+        box = regions_box(Regions(rows=tuple(ids[0]), columns=tuple(ids[1])), marks, width, height)
+        assert box is not None  # both axes name bands
         return box.padded(float(self.rng.uniform(0.1, 0.35)), width, height)
 
     def _texts(self, scene: Scene, target: int, box: Box, level: Level) -> tuple[list[str], list[int | None]]:

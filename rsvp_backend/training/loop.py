@@ -1,7 +1,7 @@
 """A training loop bounded by wall time: warm-up, constant rate, cosine decay; logged, checkpointed, resumable.
 
 Weights of linear layers are trained by Muon (orthogonalised momentum), all else by AdamW: on these small models and few
-steps that reached a given accuracy in about half of AdamW's steps.
+steps that learns faster (measured in docs/demo-models.md).
 """
 
 from __future__ import annotations
