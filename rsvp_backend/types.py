@@ -100,8 +100,34 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Click:
+    """A person's click, in image pixels (``0.5, 0.5`` is the centre of the upper left pixel)."""
+
+    x_px: float
+    y_px: float
+    positive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to segment: a text, clicks, a box, or a mix of them, all in image pixels.
+
+    ``crop``: the part of the image that is looked at and that the answer covers; clicks and ``box`` lie in it.
+    """
+
+    crop: Box
+    text: str | None = None
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and not self.clicks and self.box is None:
+            raise ValueError("the prompt is empty: a text, clicks or a box is expected")
+
+
+@dataclass(frozen=True, slots=True)
 class Segmentation:
-    """The segmenter's answer on one crop.
+    """The segmenter's answer to one prompt.
 
     ``logits``: float32 ``(height, width)`` of the crop, foreground where > 0. ``predicted_iou``: the model's own
     estimate, nominally in [0, 1] but unclipped.
@@ -227,11 +253,15 @@ class Reasoner(Protocol):
 
 
 class Segmenter(Protocol):
-    """Stage 2: crops + texts -> masks. Owns device, dtype and lock; safe to call from several threads."""
+    """Stage 2: images + prompts -> masks. Owns device, dtype and lock; safe to call from several threads."""
 
     @property
     def version(self) -> str: ...
 
-    def segment(self, crops: Sequence[Image.Image], texts: Sequence[str]) -> list[Segmentation]:
-        """One segmentation per (crop, text) pair, logits at each crop's own size. Raises `SegmenterError`."""
+    def segment(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """One segmentation per (image, prompt) pair, logits at the size of the prompt's crop.
+
+        The same image may stand under several prompts; what is computed of it once is used for all. Raises
+        `SegmenterError`.
+        """
         ...
