@@ -24,6 +24,7 @@ from rsvp_backend.types import (
     Instance,
     Marks,
     Outcome,
+    Prompt,
     Proposal,
     Query,
     Reasoner,
@@ -84,9 +85,8 @@ class RSVP:
             if deadline is not None and deadline.expired:
                 raise DeadlineError("the time of this request was over after the reasoner's answer")
             with _timed(timings, "segment"):
-                found = self.segmenter.segment(
-                    [image.crop(box.xyxy) for _, box in targets], [proposal.object for proposal, _ in targets]
-                )
+                prompts = [Prompt(box, proposal.object) for proposal, box in targets]
+                found = self.segmenter.segment([image] * len(prompts), prompts)
             with _timed(timings, "paste"):
                 made = (self._instance(p, b, s, image) for (p, b), s in zip(targets, found, strict=True))
                 instances = tuple(instance for instance in made if instance is not None)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rsvp_backend.errors import ReasonerError
 from rsvp_backend.pipeline import RSVP
-from rsvp_backend.types import Answer, Deadline, Marks, Proposal, Query, Regions, Segmentation
+from rsvp_backend.types import Answer, Deadline, Marks, Prompt, Proposal, Query, Regions, Segmentation
 
 MIDDLE = Regions(rows=(4, 5, 6), columns=(4, 5, 6))
 
@@ -48,13 +48,16 @@ class FakeReasoner:
 
 @dataclass(frozen=True)
 class FakeSegmenter:
-    """The left half of every crop."""
+    """The left half of every crop; ``prompts`` lists what was asked."""
 
     version: str = "fake-12345678"
 
-    def segment(self, crops: Sequence[Image.Image], texts: Sequence[str]) -> list[Segmentation]:
+    prompts: list[Prompt] = field(default_factory=list)
+
+    def segment(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Segmentation]:
+        self.prompts.extend(prompts)
         found = []
-        for crop in crops:
+        for crop in (prompt.crop for prompt in prompts):
             logits = np.full((crop.height, crop.width), -8.0, dtype=np.float32)
             logits[:, : crop.width // 2] = 8.0
             found.append(Segmentation(logits, 0.75))

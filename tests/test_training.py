@@ -11,6 +11,7 @@ from rsvp_backend.training import losses, tiny_mllm
 from rsvp_backend.training.demo_reasoner import ReasonerRecipe, ReasonerTrainer, cell_targets
 from rsvp_backend.training.demo_vlsm import VlsmRecipe, VlsmTrainer
 from rsvp_backend.training.loop import Schedule
+from rsvp_backend.types import Box, Prompt
 from rsvp_backend.vlsm.segmenter import VlsmSegmenter
 
 
@@ -99,7 +100,7 @@ def test_the_vlsms_loss_falls_on_two_crops_and_the_saved_folder_segments(vlsm_tr
     from rsvp_backend.scenes import make_scene
 
     picture = make_scene(1, "easy", 200).image
-    (found,) = segmenter.segment([picture], ["red key"])
+    (found,) = segmenter.segment([picture], [Prompt(Box(0, 0, *picture.size), "red key")])
     assert found.logits.shape == (picture.height, picture.width)
 
 

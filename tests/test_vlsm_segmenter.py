@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from PIL import Image
 from vlsm_models import random_folder
 
 from rsvp_backend.errors import SegmenterError, SettingsError
-from rsvp_backend.types import Segmentation, Segmenter
+from rsvp_backend.types import Box, Prompt, Segmentation, Segmenter
 from rsvp_backend.vlsm import weights
-from rsvp_backend.vlsm.segmenter import VlsmSegmenter, choose_device, choose_dtype
+from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter, choose_device, choose_dtype
 
 SIZES = [(40, 90), (200, 33), (64, 64), (1, 17), (150, 150)]
 TEXTS = ["the red ball", "the largest key on the wooden table", "", "a small blue mug", "the time"]
@@ -34,7 +36,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(folder: Path) -> VlsmSegmenter:
-    return VlsmSegmenter.load(folder, device="cpu", max_batch=3)
+    return VlsmSegmenter.load(folder, device="cpu", options=SegmenterOptions(max_batch=3))
+
+
+def whole(image: Image.Image, **what: Any) -> Prompt:
+    """A prompt on all of ``image``."""
+    return Prompt(Box(0, 0, image.width, image.height), **what)
+
+
+def ask(segmenter: Segmenter, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Segmentation]:
+    return segmenter.segment(images, [whole(image, text=text) for image, text in zip(images, texts, strict=True)])
 
 
 def assert_equal(actual: list[Segmentation], expected: list[Segmentation]) -> None:
@@ -45,7 +56,7 @@ def assert_equal(actual: list[Segmentation], expected: list[Segmentation]) -> No
 
 def test_each_crop_gets_finite_float32_logits_of_its_own_size(segmenter: VlsmSegmenter) -> None:
     protocol: Segmenter = segmenter
-    found = protocol.segment(crops(), TEXTS)
+    found = ask(protocol, crops(), TEXTS)
     assert [s.logits.shape for s in found] == SIZES
     assert all(s.logits.dtype == np.float32 and np.isfinite(s.logits).all() for s in found)
     assert all(isinstance(s.predicted_iou, float) for s in found)
@@ -53,22 +64,22 @@ def test_each_crop_gets_finite_float32_logits_of_its_own_size(segmenter: VlsmSeg
 
 
 def test_a_batch_equals_its_singles(segmenter: VlsmSegmenter) -> None:
-    singles = [segmenter.segment([crop], [text])[0] for crop, text in zip(crops(), TEXTS, strict=True)]
-    assert_equal(segmenter.segment(crops(), TEXTS), singles)
+    singles = [ask(segmenter, [crop], [text])[0] for crop, text in zip(crops(), TEXTS, strict=True)]
+    assert_equal(ask(segmenter, crops(), TEXTS), singles)
 
 
 def test_text_and_crop_both_matter(segmenter: VlsmSegmenter) -> None:
     image, other = crops()[4], Image.new("RGB", (150, 150), "white")
-    base, new_text, new_crop = segmenter.segment([image, image, other], [TEXTS[0], TEXTS[1], TEXTS[0]])
+    base, new_text, new_crop = ask(segmenter, [image, image, other], [TEXTS[0], TEXTS[1], TEXTS[0]])
     assert np.abs(base.logits - new_text.logits).max() > 1e-3
     assert np.abs(base.logits - new_crop.logits).max() > 1e-3
 
 
 def test_threads_get_the_same_answers(segmenter: VlsmSegmenter) -> None:
     pairs = list(zip(crops(), TEXTS, strict=True)) * 3
-    expected = [segmenter.segment([crop], [text])[0] for crop, text in pairs]
+    expected = [ask(segmenter, [crop], [text])[0] for crop, text in pairs]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda pair: segmenter.segment([pair[0]], [pair[1]])[0], pairs))
+        found = list(pool.map(lambda pair: ask(segmenter, [pair[0]], [pair[1]])[0], pairs))
     assert_equal(found, expected)
 
 
@@ -82,15 +93,15 @@ def test_answers_carry_no_graph_and_parameters_no_gradient(folder: Path) -> None
 def test_bfloat16_agrees_on_the_mask(folder: Path, segmenter: VlsmSegmenter) -> None:
     low = VlsmSegmenter.load(folder, device="cpu", dtype="bfloat16")
     assert low.dtype == torch.bfloat16
-    for ours, exact in zip(low.segment(crops(), TEXTS), segmenter.segment(crops(), TEXTS), strict=True):
+    for ours, exact in zip(ask(low, crops(), TEXTS), ask(segmenter, crops(), TEXTS), strict=True):
         assert ours.logits.dtype == np.float32
         assert np.mean((ours.logits > 0) == (exact.logits > 0)) > 0.95
 
 
 def test_no_crops_give_no_segmentations_and_uneven_lists_are_refused(segmenter: VlsmSegmenter) -> None:
     assert segmenter.segment([], []) == []
-    with pytest.raises(ValueError, match="2 crops and 1 texts"):
-        segmenter.segment(crops()[:2], ["one"])
+    with pytest.raises(ValueError, match="2 images and 1 prompts"):
+        segmenter.segment(crops()[:2], [whole(crops()[0], text="one")])
 
 
 def test_logits_that_are_not_finite_are_an_error(folder: Path) -> None:
@@ -99,18 +110,18 @@ def test_logits_that_are_not_finite_are_an_error(folder: Path) -> None:
         loaded.model.text_hidden_fcs[0][2].bias.fill_(float("nan"))
     broken = VlsmSegmenter(loaded, torch.device("cpu"), torch.float32)
     with pytest.raises(SegmenterError, match="not finite"):
-        broken.segment(crops()[:1], TEXTS[:1])
+        ask(broken, crops()[:1], TEXTS[:1])
 
 
 def test_a_failing_forward_pass_is_a_segmenter_error(folder: Path) -> None:
     loaded = weights.load(folder)
     loaded.model.text_hidden_fcs[0][2] = torch.nn.Linear(40, 31)
-    with pytest.raises(SegmenterError, match="failed on 1 crops on cpu"):
-        VlsmSegmenter(loaded, torch.device("cpu"), torch.float32).segment(crops()[:1], TEXTS[:1])
+    with pytest.raises(SegmenterError, match="failed on 1 prompts on cpu"):
+        ask(VlsmSegmenter(loaded, torch.device("cpu"), torch.float32), crops()[:1], TEXTS[:1])
 
 
 def test_a_text_beyond_the_position_table_is_cut(segmenter: VlsmSegmenter) -> None:
-    assert segmenter.segment(crops()[:1], ["the red ball " * 2000])[0].logits.shape == SIZES[0]
+    assert ask(segmenter, crops()[:1], ["the red ball " * 2000])[0].logits.shape == SIZES[0]
 
 
 def test_device_and_dtype_names() -> None:

@@ -18,7 +18,7 @@ from rsvp_backend.grid import mask_regions, regions_box
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.scenes import LevelName, Question, Scene, make_scene
 from rsvp_backend.scenes.language import KINDS
-from rsvp_backend.types import BoolMask, EmptyReason, Outcome
+from rsvp_backend.types import BoolMask, EmptyReason, Outcome, Prompt
 
 HEADLINE_KINDS = {"easy": ("name", "function", "absent"), "crowded": ("name", "function", "absent"), "full": KINDS}
 QUESTIONS_PER_KIND = 1
@@ -137,8 +137,7 @@ def _stage2(rsvp: RSVP, scene: Scene, question: Question) -> tuple[float, float]
     box = box.padded(rsvp.config.padding, width, height)
     others = [item.phrase for index, item in enumerate(scene.layout.items) if index != question.target]
     truth = question.mask[box.top : box.bottom, box.left : box.right]
-    crop = scene.image.crop(box.xyxy)
-    texts = [question.object, others[scene.seed % len(others)]]
-    found = rsvp.segmenter.segment([crop, crop], texts)
+    prompts = [Prompt(box, text) for text in (question.object, others[scene.seed % len(others)])]
+    found = rsvp.segmenter.segment([scene.image] * 2, prompts)
     right, wrong = (Overlap.of(segmentation.logits > 0, truth).iou for segmentation in found)
     return right, wrong

@@ -24,15 +24,28 @@ def resized_size(size_px: Size, image_size: int) -> Size:
     return height, width
 
 
-def sam_pixels(image: Image.Image, image_size: int) -> Tensor:
-    """SAM's input, float32 ``(3, image_size, image_size)``: longest side resized, normalised, padded right and below.
+def sam_resized(image: Image.Image, image_size: int) -> Tensor:
+    """``image`` with its longest side at ``image_size``, uint8 ``(3, height, width)``.
 
-    PIL's bilinear filter averages over the whole source area when it shrinks. The padding is 0 *after* normalising.
+    PIL's bilinear filter averages over the whole source area when it shrinks.
     """
     height, width = resized_size((image.height, image.width), image_size)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_SAM_MEAN, _SAM_STD))
-    return F.pad((_channels_first(resized) - mean) / std, (0, image_size - width, 0, image_size - height))
+    return _channels_first(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+
+
+def sam_normalised(resized: Tensor, image_size: int) -> Tensor:
+    """`sam_resized`'s pixels -> SAM's input, float32 ``(3, image_size, image_size)`` on the same device.
+
+    The padding, right and below, is 0 *after* normalising.
+    """
+    mean, std = (torch.tensor(values, device=resized.device).view(3, 1, 1) for values in (_SAM_MEAN, _SAM_STD))
+    height, width = resized.shape[1:]
+    return F.pad((resized.float() - mean) / std, (0, image_size - width, 0, image_size - height))
+
+
+def sam_pixels(image: Image.Image, image_size: int) -> Tensor:
+    """SAM's input, float32 ``(3, image_size, image_size)``: resized, normalised, padded."""
+    return sam_normalised(sam_resized(image, image_size), image_size)
 
 
 def beit3_pixels(image: Image.Image, img_size: int) -> Tensor:
@@ -40,7 +53,7 @@ def beit3_pixels(image: Image.Image, img_size: int) -> Tensor:
 
     Bicubic without antialiasing, as in the public code, though that aliases large crops: weights expect it.
     """
-    pixels = (_channels_first(image.convert("RGB")) / 255)[None]
+    pixels = (_channels_first(image.convert("RGB")).float() / 255)[None]
     square = F.interpolate(pixels, (img_size, img_size), mode="bicubic", align_corners=False, antialias=False)[0]
     return (square - 0.5) / 0.5
 
@@ -56,8 +69,8 @@ def full_size_logits(logits: Tensor, original_px: Size, image_size: int) -> Tens
 
 
 def _channels_first(image: Image.Image) -> Tensor:
-    """RGB image -> float32 ``(3, height, width)`` in [0, 255]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
+    """RGB image -> uint8 ``(3, height, width)``."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _bilinear(x: Tensor, size_px: Size) -> Tensor:

@@ -6,7 +6,7 @@ image embedding goes with its own prompt, as crops do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -56,6 +56,27 @@ class Sam(nn.Module):
         """The dense prompt that stands for "no mask given", ``(1, C, 1, 1)``."""
         weight: Tensor = self.prompt_encoder.no_mask_embed.weight
         return weight[:, :, None, None]
+
+    def encode_points(
+        self,
+        points: Sequence[tuple[float, float]],
+        labels: Sequence[int],
+        box_corners: Sequence[tuple[float, float]] = (),
+    ) -> Tensor:
+        """Prompt tokens of one mask's clicks and box, ``(N, C)``; at least one of them is expected.
+
+        ``points`` and ``box_corners`` (upper left, lower right; or none) are (x, y) in pixels of the square input;
+        ``labels``: 1 for "inside the mask", 0 for "outside". Without a box, one "not a point" token follows, as SAM was
+        trained.
+        """
+        device = self.prompt_encoder.not_a_point_embed.weight.device
+        clicks = None
+        if points:
+            # SAM counts a click from its pixel's corner and adds the half itself; ours name the place.
+            clicks = torch.tensor([points], device=device) - 0.5, torch.tensor([labels], device=device)
+        box = torch.tensor([box_corners], device=device).flatten(1) if box_corners else None
+        tokens: Tensor = self.prompt_encoder(points=clicks, boxes=box, masks=None)[0]
+        return tokens[0]
 
     def decode(self, image_embedding: Tensor, sparse: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
         """Masks for B prompts.
