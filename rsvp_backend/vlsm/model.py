@@ -1,8 +1,9 @@
-"""The VLSM of RSVP's stage 2: BEiT-3 reads crop and text together, SAM turns its CLS feature into a mask.
+"""The VLSM of RSVP's stage 2: BEiT-3 reads crop and text together, SAM turns what it read into a mask.
 
-    pixels (SAM) ------------------------------> image encoder --> image embedding --.
-    pixels (224 px) + text --> BEiT-3 --> CLS --> projector ------> prompt ----------+--> mask decoder --> logits
+    pixels (SAM) -------------------------------> image encoder --> image embedding --.
+    pixels (224 px) + text --> BEiT-3 --> connector --> projector --> prompt ---------+--> mask decoder --> logits
 
+The connector is the CLS feature unless the config says otherwise (see `connector`).
 State-dict names are those of the public EVF-SAM checkpoints (arXiv 2406.20076), so those load with ``strict=True``.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from rsvp_backend.vlsm.beit3 import Beit3
 from rsvp_backend.vlsm.config import VlsmConfig
+from rsvp_backend.vlsm.connector import make_connector, make_projector
 from rsvp_backend.vlsm.sam import Sam
 
 __all__ = ["Vlsm", "VlsmConfig"]
@@ -31,11 +33,10 @@ class Vlsm(nn.Module):
     def __init__(self, config: VlsmConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.beit3.embed_dim
         self.visual_model = Sam(config.sam)
         self.mm_extractor = _MultimodalExtractor(config)
-        projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.sam.prompt_embed_dim))
-        self.text_hidden_fcs = nn.ModuleList([projector])
+        self.text_hidden_fcs = nn.ModuleList([make_projector(config)])
+        self.connector = make_connector(config)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """SAM's image embedding: pixels ``(B, 3, S, S)``, SAM-normalised and padded -> ``(B, C, h, w)``."""
@@ -48,18 +49,26 @@ class Vlsm(nn.Module):
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """BEiT-3 features ``(B, N, beit3.embed_dim)`` -> prompt tokens ``(B, N, C)``."""
+        """The projector alone, token by token: ``(B, N, beit3.embed_dim)`` -> ``(B, N, C)``."""
         tokens: Tensor = self.text_hidden_fcs[0](features)
         return tokens
 
+    def prompt_tokens(self, features: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """All that `beit3` gave for pixels and text -> prompt tokens ``(B, N, C)``, whatever the connector.
+
+        ``features``: ``(B, V + T, beit3.embed_dim)``; ``padding_mask``: the bool ``(B, T)`` that `beit3` got. N is 1
+        for ``cls``, ``queries`` for ``cross_attention``, 1 + ``text_tokens`` for ``concat``.
+        """
+        return self.project(self.connector(features, padding_mask))
+
     def encode_prompt(self, pixels_224: Tensor, input_ids: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Crop and text -> the one prompt token ``(B, 1, C)``.
+        """Crop and text -> prompt tokens ``(B, N, C)``; N is 1 for the connector ``cls``, see `prompt_tokens`.
 
         ``pixels_224``: ``(B, 3, img_size, img_size)``, normalised to [-1, 1]; ``input_ids``: int64 ``(B, T)``;
         ``padding_mask``: bool ``(B, T)``, True on pads. None attends to pads too, as the public code does at inference;
         training masks them.
         """
-        return self.project(self.beit3(pixels_224, input_ids, padding_mask)[:, :1])
+        return self.prompt_tokens(self.beit3(pixels_224, input_ids, padding_mask), padding_mask)
 
     def decode(self, image_embedding: Tensor, prompt: Tensor, multimask: bool = False) -> tuple[Tensor, Tensor]:
         """Low-resolution logits ``(B, M, 4h, 4w)`` and predicted IoU ``(B, M)``; M is 1, or 3 with ``multimask``.
