@@ -77,6 +77,11 @@ def _remote(spec: str, settings: Settings) -> Reasoner:
 
 
 def _segmenter(spec: str, settings: Settings) -> Segmenter:
+    if spec.startswith("sam3:"):
+        from rsvp_backend.vlsm.sam3 import Sam3Segmenter
+
+        return Sam3Segmenter.load(spec.removeprefix("sam3:"), device=settings.device, dtype=settings.dtype)
+
     from rsvp_backend.vlsm.segmenter import VlsmSegmenter
 
     source = DEMO_ASSETS / "vlsm" if spec == "demo" else Path(spec)
