@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 from PIL import Image
@@ -17,6 +14,7 @@ from PIL import Image
 from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
 from rsvp_backend.grid import draw_marks, regions_box
+from rsvp_backend.timing import timed
 from rsvp_backend.types import (
     Box,
     Deadline,
@@ -72,10 +70,10 @@ class RSVP:
             return Outcome.empty(EmptyReason.NO_INSTRUCTION, "the instruction is empty", trace)
         timings: dict[str, float] = {}
         try:
-            with _timed(timings, "mark"):
+            with timed(timings, "mark"):
                 prompt = self._visual_prompt(image)
             trace = replace(trace, visual_prompt=prompt, timings_s=timings)
-            with _timed(timings, "reason"):
+            with timed(timings, "reason"):
                 answer = self.reasoner.propose(prompt, Query(instruction, labels), self.config.marks, deadline)
             trace = replace(trace, raw_texts=answer.raw_texts, proposals=answer.proposals)
             targets, reason, detail = self._targets(answer.proposals, image)
@@ -84,11 +82,11 @@ class RSVP:
             trace = replace(trace, crops=tuple(box for _, box in targets))
             if deadline is not None and deadline.expired:
                 raise DeadlineError("the time of this request was over after the reasoner's answer")
-            with _timed(timings, "segment"):
+            with timed(timings, "segment"):
                 prompts = [Prompt(box, proposal.object) for proposal, box in targets]
                 found = self.segmenter.segment([image] * len(prompts), prompts)
-            with _timed(timings, "paste"):
-                made = (self._instance(p, b, s, image) for (p, b), s in zip(targets, found, strict=True))
+            with timed(timings, "paste"):
+                made = (self.instance(p, b, s, image) for (p, b), s in zip(targets, found, strict=True))
                 instances = tuple(instance for instance in made if instance is not None)
         except AnswerError as error:
             return Outcome.empty(EmptyReason.INVALID_ANSWER, str(error), replace(trace, raw_texts=error.raw_texts))
@@ -125,7 +123,8 @@ class RSVP:
         detail = f"the reasoner names no region for: {', '.join(p.object for p in present)}"
         return targets, EmptyReason.NO_REGIONS, detail
 
-    def _instance(self, proposal: Proposal, box: Box, found: Segmentation, image: Image.Image) -> Instance | None:
+    def instance(self, proposal: Proposal, box: Box, found: Segmentation, image: Image.Image) -> Instance | None:
+        """The cleaned mask of ``found`` in the whole image, with what ``proposal`` says of it; None if it is empty."""
         crop_mask = masks.clean(found.logits > 0, self.config.cleanup)
         if not crop_mask.any():
             return None
@@ -138,12 +137,3 @@ class RSVP:
             regions=proposal.regions,
             label=proposal.label,
         )
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[stage] = time.perf_counter() - start
