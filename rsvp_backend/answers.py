@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from rsvp_backend.errors import ImageError
+from rsvp_backend.errors import ImageError, InstructionError
+from rsvp_backend.labelstudio.hints import drawn_hints
 from rsvp_backend.labelstudio.instructions import find_instruction, prompt_text
 from rsvp_backend.labelstudio.regions import choose_label, prediction
 from rsvp_backend.labelstudio.tags import LabelConfig, match_label
@@ -25,7 +27,8 @@ _SHOWN_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one task asks. ``uri``: the image as the task's data spells it."""
+    """What one task asks. ``uri``: the image as the task's data spells it; ``instruction`` is empty only where hints
+    ask instead."""
 
     uri: str
     instruction: str
@@ -40,7 +43,10 @@ def read_task(
     field: str | None,
     default: str | None,
 ) -> Question:
-    """See `find_instruction` for the arguments. Raises `ImageError` or `InstructionError` for what is missing."""
+    """See `find_instruction` for the arguments. Raises `ImageError` or `InstructionError` for what is missing.
+
+    Where the context holds hints, the instruction may be missing: it is empty then.
+    """
     data = task.get("data")
     data = data if isinstance(data, Mapping) else {}
     uri = data.get(config.image_field)
@@ -49,13 +55,18 @@ def read_task(
             f"task {task.get('id')} has {uri!r:.50} in data.{config.image_field}: an image address is expected, as "
             f"the labeling config's <Image> shows ${config.image_field}"
         )
-    instruction = find_instruction(task, config, context, field=field, default=default)
+    try:
+        instruction = find_instruction(task, config, context, field=field, default=default)
+    except InstructionError:
+        if not drawn_hints(context, config):
+            raise
+        instruction = ""
     task_id = task.get("id")
     return Question(uri.strip(), instruction, config, task_id if isinstance(task_id, int) else None)
 
 
 def asks_something(context: Mapping[str, Any] | None, label_config: LabelConfig) -> bool:
-    """Whether an interactive context calls for a prediction: it holds a prompt, or a region drawn by hand.
+    """Whether an interactive context calls for an answer: it holds a prompt, or a region drawn by hand.
 
     Label Studio also asks with an empty context after each submit, and with one that holds only the other fields of
     the task after each edit of those; a prediction would then put suggestions back that the annotator had dealt with.
@@ -65,6 +76,16 @@ def asks_something(context: Mapping[str, Any] | None, label_config: LabelConfig)
         return False
     drawn = any(isinstance(result, Mapping) and "original_width" in result for result in results)
     return drawn or prompt_text(context, label_config) is not None
+
+
+def fitting_label(instances: Sequence[Instance], label: str | None, config: LabelConfig) -> list[Instance]:
+    """Those that a hint with ``label`` may mean: the ones of that label, and the ones that no label fits."""
+    found = []
+    for instance in instances:
+        own = match_label(instance.label, config.labels) or match_label(instance.object, config.labels)
+        if label is None or own is None or own.value == label:
+            found.append(instance)
+    return found
 
 
 def settle_labels(outcome: Outcome, config: LabelConfig) -> Outcome:
@@ -94,6 +115,32 @@ def answer(outcome: Outcome, config: LabelConfig | None, version: str, trace_id:
     if outcome.reason in FINAL_REASONS and config is not None:
         return prediction(outcome, config, version, trace_id)
     return {"result": [], "score": None, "model_version": version + RETRY_SUFFIX}
+
+
+def with_message(item: dict[str, Any], outcome: Outcome, config: LabelConfig | None) -> dict[str, Any]:
+    """``item`` of an interactive reply with a text for the annotator, to whom Label Studio shows no error otherwise.
+
+    Only where the config has a TextArea for it; each message replaces the last one.
+    """
+    if config is None or config.message_name is None:
+        return item
+    text = summary(outcome) if outcome.instances else f"Nothing segmented: {outcome.detail}"
+    message = {
+        "id": str(uuid.uuid4()),
+        "from_name": config.message_name,
+        "to_name": config.image_name,
+        "type": "textarea",
+        "origin": "prediction",
+        "value": {"text": [text]},
+    }
+    return {**item, "result": [*item["result"], message]}
+
+
+def summary(outcome: Outcome) -> str:
+    """One line: the objects with their scores, else why there is none."""
+    if outcome.instances:
+        return ", ".join(f"{instance.object} {instance.score:.2f}" for instance in outcome.instances)
+    return f"empty, {outcome.reason}: {outcome.detail}"
 
 
 def shown_uri(uri: str) -> str:

@@ -5,21 +5,42 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from rsvp_backend.answers import FINAL_REASONS, Question, answer, read_task, settle_labels, shown_uri
+from cachetools import LRUCache
+from PIL import Image
+
+from rsvp_backend.answers import (
+    FINAL_REASONS,
+    Question,
+    answer,
+    fitting_label,
+    read_task,
+    settle_labels,
+    shown_uri,
+    summary,
+    with_message,
+)
 from rsvp_backend.errors import DeadlineError, ImageError, InstructionError, LabelConfigError, RsvpError
-from rsvp_backend.flights import Flights
+from rsvp_backend.flights import CacheLimits, Flights
+from rsvp_backend.labelstudio.hints import drawn_hints, read_hints
 from rsvp_backend.labelstudio.images import ImageFetcher
+from rsvp_backend.labelstudio.instructions import prompt_text
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
 from rsvp_backend.pipeline import RSVP
+from rsvp_backend.refinement import refine
+from rsvp_backend.timing import timed
 from rsvp_backend.traces import TraceLog
 from rsvp_backend.types import Deadline, EmptyReason, Outcome, Trace
 
 log = logging.getLogger(__name__)
+
+MAX_PROMPTS = 1000
+CLICKED_IMAGES = CacheLimits(max_bytes=128 * 2**20, keep_s=60.0)
+"""Clicks on one image come seconds apart: it is not fetched again for each."""
 
 
 class NotReadyError(RsvpError):
@@ -67,6 +88,9 @@ class Engine:
         self._instruction_field = instruction_field
         self.traces = traces or TraceLog()
         self._flights = Flights(_kept_bytes)
+        self._images = Flights(_image_bytes, CLICKED_IMAGES)
+        self._prompts: LRUCache[tuple[str, int | None], str] = LRUCache(MAX_PROMPTS)
+        self._prompts_lock = threading.Lock()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()
@@ -120,7 +144,8 @@ class Engine:
             else:
                 answered = self._answer(rsvp, task, config, batch, deadline)
             slowest_s = max(slowest_s, time.monotonic() - began_s)
-            answers.append(answer(answered.outcome, config, rsvp.version, answered.trace_id))
+            item = answer(answered.outcome, config, rsvp.version, answered.trace_id)
+            answers.append(item if batch.context is None else with_message(item, answered.outcome, config))
         return answers
 
     def _load(self) -> None:
@@ -140,10 +165,14 @@ class Engine:
         """The one broad catch: whatever goes wrong with this task ends as its own outcome."""
         try:
             question = read_task(task, config, batch.context, self._instruction_field, batch.default_instruction)
-            key = (question.uri, question.instruction, config.labels, rsvp.version)
-            answered = self._flights.get(key, lambda: self._compute(rsvp, question, batch, deadline), deadline)
+            if drawn_hints(batch.context, config):
+                answered = self._refine(rsvp, question, batch, deadline)
+            else:
+                self._note_prompt(question, batch)
+                key = _key(question, rsvp)
+                answered = self._flights.get(key, lambda: self._compute(rsvp, question, batch, deadline), deadline)
             level = logging.INFO if answered.outcome.reason in FINAL_REASONS else logging.WARNING
-            log.log(level, "task %s: %s (trace %s)", task.get("id"), _summary(answered.outcome), answered.trace_id)
+            log.log(level, "task %s: %s (trace %s)", task.get("id"), summary(answered.outcome), answered.trace_id)
             return answered
         except InstructionError as error:
             return self._refused(EmptyReason.NO_INSTRUCTION, str(error), task, batch)
@@ -156,14 +185,52 @@ class Engine:
             return self._refused(EmptyReason.INTERNAL, f"{type(error).__name__}: {error}", task, batch)
 
     def _compute(self, rsvp: RSVP, question: Question, batch: Batch, deadline: Deadline) -> _Answered:
-        began_s = time.perf_counter()
-        image = self._fetcher.fetch(question.uri, deadline, question.task_id)
-        fetch_s = time.perf_counter() - began_s
-        outcome = settle_labels(
-            rsvp(image, question.instruction, question.config.label_values, deadline), question.config
-        )
-        timings_s = {"fetch": fetch_s, **outcome.trace.timings_s}
-        outcome = replace(outcome, trace=replace(outcome.trace, timings_s=timings_s))
+        timings_s: dict[str, float] = {}
+        with timed(timings_s, "fetch"):
+            image = self._fetcher.fetch(question.uri, deadline, question.task_id)
+        outcome = rsvp(image, question.instruction, question.config.label_values, deadline)
+        return self._traced(outcome, image, timings_s, rsvp, question, batch)
+
+    def _refine(self, rsvp: RSVP, question: Question, batch: Batch, deadline: Deadline) -> _Answered:
+        """The mask of the context's clicks and rectangle; the reasoner is never asked.
+
+        Label Studio sends no prompt text with them: the text typed last on the task is what they correct.
+        """
+        timings_s: dict[str, float] = {}
+        with timed(timings_s, "fetch"):
+            image = self._images.get(
+                question.uri, lambda: self._fetcher.fetch(question.uri, deadline, question.task_id), deadline
+            )
+        hints = read_hints(batch.context, question.config, *image.size)
+        question = replace(question, instruction=self._last_instruction(question, batch))
+        kept = self._flights.peek(_key(question, rsvp))
+        remembered = fitting_label(kept.outcome.instances if kept else (), hints.label, question.config)
+        outcome = refine(rsvp, image, hints, remembered, question.instruction)
+        return self._traced(outcome, image, timings_s, rsvp, question, batch)
+
+    def _note_prompt(self, question: Question, batch: Batch) -> None:
+        if prompt_text(batch.context, question.config):
+            with self._prompts_lock:
+                self._prompts[batch.project, question.task_id] = question.instruction
+
+    def _last_instruction(self, question: Question, batch: Batch) -> str:
+        if prompt_text(batch.context, question.config):
+            return question.instruction
+        with self._prompts_lock:
+            return self._prompts.get((batch.project, question.task_id), question.instruction)
+
+    def _traced(
+        self,
+        outcome: Outcome,
+        image: Image.Image,
+        timings_s: dict[str, float],
+        rsvp: RSVP,
+        question: Question,
+        batch: Batch,
+    ) -> _Answered:
+        """The outcome with its labels settled, its trace written and its picture let go."""
+        outcome = settle_labels(outcome, question.config)
+        outcome = replace(outcome, trace=replace(outcome.trace, timings_s=timings_s | dict(outcome.trace.timings_s)))
         trace_id = self.traces.add(
             outcome,
             task=question.task_id,
@@ -188,14 +255,16 @@ def _parsed(label_config: str) -> tuple[LabelConfig | None, str]:
         return None, str(error)
 
 
+def _key(question: Question, rsvp: RSVP) -> tuple[Hashable, ...]:
+    return question.uri, question.instruction, question.config.labels, rsvp.version
+
+
+def _image_bytes(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())
+
+
 def _kept_bytes(answered: _Answered) -> int | None:
     """Only what the same question would get again is kept."""
     if answered.outcome.reason not in FINAL_REASONS:
         return None
     return 1024 + sum(instance.mask.nbytes for instance in answered.outcome.instances)
-
-
-def _summary(outcome: Outcome) -> str:
-    if outcome.instances:
-        return ", ".join(f"{instance.object} {instance.score:.2f}" for instance in outcome.instances)
-    return f"empty, {outcome.reason}: {outcome.detail}"

@@ -58,6 +58,12 @@ class Flights(Generic[Value]):
                 "the time of this request was over while the same task was computed for another"
             ) from None
 
+    def peek(self, key: Hashable) -> Value | None:
+        """The kept value of ``key``, if there is one; nothing is computed or awaited."""
+        with self._lock:
+            kept = self._find(key)
+        return kept[0] if kept is not None else None
+
     def _compute(self, key: Hashable, compute: Callable[[], Value], own: Future[Value]) -> Value:
         try:
             value = compute()

@@ -36,6 +36,26 @@ def test_the_shipped_config_is_valid_for_label_studio_and_complete_for_us() -> N
     )
 
 
+def test_the_shipped_smart_tools_repeat_the_masks_labels() -> None:
+    labels = ["Key", 'Cup & "saucer"']
+    root = ET.fromstring(default_label_config(labels))
+    for tool in ("KeyPointLabels", "RectangleLabels"):
+        (tag,) = root.iter(tool)
+        assert (tag.get("smart"), tag.get("toName")) == ("true", "image")
+        assert [(label.get("value"), label.get("smart")) for label in tag] == [(label, "true") for label in labels]
+    message = next(tag for tag in root.iter("TextArea") if tag.get("name") == "message")
+    assert message.get("smart") == "false"  # else writing into it would call the backend
+    assert parse_label_config(default_label_config(labels)).message_name == "message"
+
+
+def test_smart_tools_before_the_mask_tag_change_nothing() -> None:
+    smart = '<KeyPointLabels name="k" toName="image" smart="true"><Label value="Point" smart="true"/></KeyPointLabels>'
+    message = '<TextArea name="Message" toName="image" value="$note"/>'
+    config = parse_label_config(view(IMAGE + smart + message + BRUSH))
+    assert (config.mask_name, config.label_values, config.message_name) == ("brush", ("Key",), "Message")
+    assert config.prompt_name is None
+
+
 def test_the_shipped_prompt_lies_below_the_image_and_requires_no_field() -> None:
     tags = list(ET.fromstring(default_label_config()))
     names = [tag.get("name") for tag in tags]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_models import FakeReasoner, fake_rsvp
+from fake_models import FakeReasoner, FakeSegmenter, fake_rsvp
 from fastapi.testclient import TestClient
 from ls_http import Server, serving
 from PIL import Image
@@ -30,6 +30,7 @@ from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, make_scene
 from rsvp_backend.server import create_app, make_engine
 from rsvp_backend.settings import Settings
 from rsvp_backend.traces import TraceLog
+from rsvp_backend.types import Box, Click, Prompt
 
 DATA = Path(__file__).parent / "data" / "label_studio"
 AGENT = {"User-Agent": "heartex/1.23.2"}
@@ -368,14 +369,127 @@ def test_the_prompt_field_is_the_instruction(client: TestClient, images: Server,
     assert masks(result)[0]["origin"] == "prediction"
 
 
-def test_a_drawn_region_alone_uses_the_tasks_own_instruction(
-    client: TestClient, images: Server, reasoner: FakeReasoner
+def clicked(*points: tuple[float, float, bool], label: str = "Cup") -> dict[str, Any]:
+    """A context of smart keypoints: (x %, y %, positive) each."""
+    return {
+        "result": [
+            {
+                "type": "keypointlabels", "from_name": "clicks", "to_name": "image", "is_positive": positive,
+                "original_width": SIZE_PX[0], "original_height": SIZE_PX[1], "image_rotation": 0, "origin": "manual",
+                "value": {"x": x, "y": y, "width": 0.2, "labels": [label], "keypointlabels": [label]},
+            }
+            for x, y, positive in points
+        ]
+    }  # fmt: skip
+
+
+def typed(text: str) -> dict[str, Any]:
+    return {"result": [{"type": "textarea", "from_name": "prompt", "to_name": "image", "value": {"text": [text]}}]}
+
+
+def messages(result: dict[str, Any]) -> list[str]:
+    return [region["value"]["text"][0] for region in result["result"] if region["from_name"] == "message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "reasoning"),
+    [
+        (
+            "predict_interactive_keypoints",
+            Prompt(Box(0, 0, *SIZE_PX), None, (Click(61.15, 43.70), Click(41.69, 28.18, positive=False))),
+            "Segmented from 2 clicks.",
+        ),
+        (
+            "predict_interactive_rectangle",
+            Prompt(Box(45, 30, 79, 68), box=Box(48, 33, 76, 65)),
+            "Segmented from a box.",
+        ),
+    ],
+)
+def test_clicks_and_boxes_are_segmented_without_the_reasoner(
+    images: Server, reasoner: FakeReasoner, name: str, prompt: Prompt, reasoning: str
 ) -> None:
-    (result,) = client.post("/predict", json=on(images, captured("predict_interactive_rectangle"))).json()["results"]
-    assert [query.instruction for query in reasoner.asked] == ["the zebra facing right"]
-    assert len(masks(result)) == 1
-    reply = client.post("/predict", json=on(images, captured("predict_interactive_keypoints")))
-    assert [item["result"] for item in reply.json()["results"]] == [[]]  # this task has no instruction
+    rsvp = RSVP(reasoner, segmenter := FakeSegmenter())
+    with running(engine_of(images, rsvp)) as client:
+        (result,) = client.post("/predict", json=on(images, captured(name))).json()["results"]
+        (trace,) = client.get("/traces").json()["traces"]
+    assert reasoner.asked == []
+    (asked,) = segmenter.prompts
+    assert (asked.crop, asked.text, asked.box) == (prompt.crop, None, prompt.box)
+    for found, expected in zip(asked.clicks, prompt.clicks, strict=True):
+        assert (found.x_px, found.y_px) == pytest.approx((expected.x_px, expected.y_px), abs=0.01)
+        assert found.positive == expected.positive
+    mask, text = result["result"]
+    assert (mask["from_name"], mask["origin"], mask["value"]["brushlabels"]) == ("brush", "prediction", ["Zebra"])
+    assert (mask["original_width"], mask["original_height"], mask["score"]) == (*SIZE_PX, 0.75)
+    assert rle.decode(mask["value"]["rle"], SIZE_PX[1], SIZE_PX[0]).any()
+    assert (text["id"], text["from_name"], text["value"]) == (mask["id"], "reasoning", {"text": [reasoning]})
+    assert mask["meta"]["rsvp"]["trace_id"] == trace["id"]
+    assert (trace["raw_texts"], set(trace["timings_s"])) == ([], {"fetch", "segment", "paste"})
+    assert trace["notes"] == ["Label Studio shows the image at 640 x 427, fetched it is 90 x 72"]
+
+
+def test_a_click_refines_the_last_answer_on_the_task(images: Server, reasoner: FakeReasoner) -> None:
+    """Label Studio sends no text with a click: the text typed last on the task counts, then the task's own."""
+    rsvp = RSVP(reasoner, segmenter := FakeSegmenter())
+    task = ("/bus.jpg", "the ball")
+    on_it, beside_it = (45.0, 50.0, True), (2.0, 2.0, True)
+    with running(engine_of(images, rsvp)) as client:
+
+        def ask(context: dict[str, Any] | None) -> dict[str, Any]:
+            reply = client.post("/predict", json=batch(images, task, params={"context": context}))
+            (result,) = reply.json()["results"]
+            assert isinstance(result, dict)
+            return result
+
+        ask(None)
+        crop = segmenter.prompts[-1].crop
+        (mask,) = masks(ask(clicked(on_it, label="Ball")))
+        assert segmenter.prompts[-1] == Prompt(crop, "ball", (Click(40.5, 36.0),))
+        assert (mask["value"]["brushlabels"], mask["meta"]["text"]) == (["Ball"], ["It is the ball."])
+        assert mask["meta"]["rsvp"]["instruction"] == "the ball"
+        ask(typed("the cup"))
+        (mask,) = masks(ask(clicked(on_it, (2.0, 2.0, False))))
+        assert segmenter.prompts[-1] == Prompt(crop, "cup", (Click(40.5, 36.0),))
+        assert mask["meta"]["text"] == ["It is the cup."]
+        for context in (clicked(beside_it), clicked(on_it, beside_it), clicked(on_it, label="Other")):
+            (mask,) = masks(ask(context))  # beside the remembered crop, or another label than the remembered object's
+            assert (segmenter.prompts[-1].crop, segmenter.prompts[-1].text) == (Box(0, 0, *SIZE_PX), None)
+        assert mask["value"]["brushlabels"] == ["Other"]
+        ask({"result": typed("the spoon")["result"] + clicked(on_it)["result"]})
+        assert segmenter.prompts[-1].text is None
+    assert images.paths().count("/bus.jpg") == 3  # once for each instruction, once for all clicks
+    assert [query.instruction for query in reasoner.asked] == ["the ball", "the cup"]
+
+
+def test_a_click_needs_no_instruction(images: Server, client: TestClient, reasoner: FakeReasoner) -> None:
+    context = {"context": clicked((50.0, 50.0, True), label="Ball")}
+    (result,) = client.post("/predict", json=batch(images, ("/bus.jpg", None), params=context)).json()["results"]
+    assert masks(result)[0]["value"]["brushlabels"] == ["Ball"]
+    assert messages(result) == ["Ball 0.75"]
+    assert reasoner.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "context", "message"),
+    [
+        ("/bus.jpg", clicked((50.0, 50.0, False)), "Nothing segmented: only negative clicks"),
+        ("/bus.jpg", clicked((150.0, 50.0, True)), "Nothing segmented: no click or rectangle can be used"),
+        ("/missing.png", clicked((50.0, 50.0, True)), "Nothing segmented: "),
+        ("/bus.jpg", typed("the absent cup"), "Nothing segmented: It is the absent cup."),
+        ("/bus.jpg", typed("the broken cup"), "Nothing segmented: the reasoner cannot be reached"),
+        ("/bus.jpg", typed("the ball"), "ball 0.75"),
+    ],
+)
+def test_the_message_field_says_what_an_interactive_call_came_to(
+    images: Server, client: TestClient, path: str, context: dict[str, Any], message: str
+) -> None:
+    """Label Studio shows neither errors nor empty answers to the annotator."""
+    (result,) = client.post("/predict", json=batch(images, (path, None), params={"context": context})).json()["results"]
+    assert len(messages(result)) == 1
+    assert messages(result)[0].startswith(message)
+    (plain,) = client.post("/predict", json=batch(images, (path, "the cup"))).json()["results"]
+    assert messages(plain) == []
 
 
 def test_an_edit_of_another_field_brings_no_suggestion_back(client: TestClient, reasoner: FakeReasoner) -> None:
@@ -457,3 +571,26 @@ def test_the_demo_preset_segments_a_scene(images: Server) -> None:
             found |= rle.decode(region["value"]["rle"], *truth.shape)
         hits += bool((found & truth).sum() > 0.5 * (found | truth).sum())
     assert hits >= 4
+
+
+def test_the_demo_preset_answers_a_click(images: Server) -> None:
+    """The weights that ship: a click on the object of an instruction gives its mask again, without stage 1."""
+    settings = Settings(label_studio_url=images.url)
+    scene = make_scene(EVALUATION_SEEDS_FROM, "easy")
+    question = next(question for question in scene.questions if question.kind == "name" and question.present)
+    rows, columns = np.nonzero(question.mask)
+    height_px, width_px = question.mask.shape
+    x, y = 100 * (columns.mean() + 0.5) / width_px, 100 * (rows.mean() + 0.5) / height_px
+    data = png(scene.image)
+    images.routes["/data/upload/1.png"] = lambda _: (200, {}, data)
+    task = {"id": 1, "data": {"image": "/data/upload/1.png", "instruction": question.instruction}}
+    body = {"tasks": [task], "label_config": default_label_config(), "project": "1.1"}
+    with TestClient(create_app(settings, make_engine(settings))) as client:
+        client.post("/predict", json=body)
+        click = {"context": clicked((float(x), float(y), True), label="Object")}
+        (result,) = client.post("/predict", json={**body, "params": click}).json()["results"]
+        trace, first = client.get("/traces").json()["traces"]
+    (mask,) = masks(result)
+    assert (mask["original_width"], mask["original_height"]) == (width_px, height_px)
+    assert rle.decode(mask["value"]["rle"], height_px, width_px).any()
+    assert (trace["raw_texts"], trace["crops_xyxy"]) == ([], first["crops_xyxy"])

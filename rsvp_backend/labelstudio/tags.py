@@ -19,6 +19,7 @@ _OTHER_MASK_TAGS = (
 )  # fmt: skip
 _FIELD = re.compile(r"\$(\w+)")
 _PROMPT_NAME = re.compile(r"prompt|instruction|query", re.IGNORECASE)
+_MESSAGE_NAME = re.compile(r"message", re.IGNORECASE)
 
 MASK_SNIPPET = '<BrushLabels name="mask" toName="image"><Label value="Object"/></BrushLabels>'
 IMAGE_SNIPPET = '<Image name="image" value="$image"/>'
@@ -43,7 +44,10 @@ class LabelConfig:
     """What the backend needs of a labeling config; names are the tags' ``name`` attributes, fields are task data keys.
 
     ``reasoning_name``: TextArea with ``perRegion="true"``. ``prompt_name``: TextArea of the whole task that takes an
-    instruction. ``instruction_field``: the field that a Header, Text or the prompt shows.
+    instruction. ``instruction_field``: the field that a Header, Text or the prompt shows. ``message_name``: TextArea of
+    the whole task that tells the annotator what an interactive call came to.
+
+    Tags that are only drawn with (smart KeyPointLabels and RectangleLabels) need no name here: see `hints`.
     """
 
     mask_name: str
@@ -53,6 +57,7 @@ class LabelConfig:
     reasoning_name: str | None = None
     prompt_name: str | None = None
     instruction_field: str | None = None
+    message_name: str | None = None
 
     @property
     def label_values(self) -> tuple[str, ...]:
@@ -74,7 +79,9 @@ def parse_label_config(xml: str) -> LabelConfig:
         raise LabelConfigError(f'<BrushLabels name="{mask.get("name")}"> has no <Label value="...">: add at least one')
     areas = [tag for tag in root.iter("TextArea") if image_name in _targets(tag) and tag.get("name")]
     reasoning = next((tag for tag in areas if _true(tag, "perRegion")), None)
-    prompt = _prompt_tag([tag for tag in areas if not _true(tag, "perRegion")])
+    of_task = [tag for tag in areas if not _true(tag, "perRegion")]
+    message = next((tag for tag in of_task if _MESSAGE_NAME.search(tag.attrib["name"])), None)
+    prompt = _prompt_tag([tag for tag in of_task if tag is not message])
     return LabelConfig(
         mask_name=mask.attrib["name"],
         image_name=image_name,
@@ -83,6 +90,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         reasoning_name=None if reasoning is None else reasoning.get("name"),
         prompt_name=None if prompt is None else prompt.get("name"),
         instruction_field=_instruction_field(root, prompt),
+        message_name=None if message is None else message.get("name"),
     )
 
 
@@ -107,22 +115,31 @@ def match_label(text: str | None, labels: Sequence[MaskLabel]) -> MaskLabel | No
 
 
 def default_label_config(labels: Sequence[str] = ("Object",)) -> str:
-    """The labeling config that this package ships: instruction, image, masks, prompt, reasoning per region.
+    """The labeling config that this package ships: instruction, image, masks, smart tools, prompt, reasoning.
 
     The prompt is below the image (above it the brush slider covers its button) and not bound to ``$instruction``
-    (Label Studio would then refuse tasks that lack the field, such as plain image uploads).
+    (Label Studio would then refuse tasks that lack the field, such as plain image uploads). The smart tools repeat the
+    masks' labels, so that a mask made from a click gets the label that was clicked with.
     """
     if not labels:
         raise ValueError("labels is empty: at least one label name is expected")
     rows = "\n".join(f"    <Label value={quoteattr(label)}/>" for label in labels)
+    smart = rows.replace("/>", ' smart="true"/>')
     return f"""<View>
   <Header value="$instruction"/>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <BrushLabels name="mask" toName="image">
 {rows}
   </BrushLabels>
+  <KeyPointLabels name="clicks" toName="image" smart="true">
+{smart}
+  </KeyPointLabels>
+  <RectangleLabels name="boxes" toName="image" smart="true">
+{smart}
+  </RectangleLabels>
   <TextArea name="prompt" toName="image" rows="2" editable="true" maxSubmissions="1" showSubmitButton="true"
             placeholder="another instruction (with Auto-Annotation on): what to segment"/>
+  <TextArea name="message" toName="image" rows="2" smart="false" maxSubmissions="1" placeholder="notes of the backend"/>
   <TextArea name="reasoning" toName="image" perRegion="true" displayMode="region-list" editable="true" rows="2"
             maxSubmissions="1" placeholder="why this region"/>
 </View>
