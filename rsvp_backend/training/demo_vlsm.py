@@ -1,8 +1,9 @@
 """Train the demo preset's VLSM on crops of scenes: the module, losses and preprocessing that any VLSM uses here.
 
 Each crop comes with several texts: the target, another object of the scene (whole, partly, or not in the crop), and an
-object that is not there; so the text must be read, not only the salient object cut out. Training-only heads name the
-class and colour under each visual token.
+object that is not there; so the text must be read, not only the salient object cut out. Clicks and boxes come beside
+them, alone and with a text; some pictures are shown to SAM as a whole (see `views`). Training-only heads name the class
+and colour under each visual token.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from rsvp_backend.scenes import LEVELS, LevelName, Scene, make_scene
 from rsvp_backend.scenes.language import NAME_CARRIERS, corpus
 from rsvp_backend.scenes.layout import Level
 from rsvp_backend.training import losses
+from rsvp_backend.training.hints import Hint, clickable, sample_hint
 from rsvp_backend.training.loop import Schedule, TrainingLoop
 from rsvp_backend.training.tiny_mllm import init_patch_embed
-from rsvp_backend.types import BoolMask, Box, Marks, Regions
+from rsvp_backend.types import BoolMask, Box, Marks, Prompt, Regions
 from rsvp_backend.vlsm import preprocess, weights
 from rsvp_backend.vlsm.config import Beit3Config, SamConfig, VlsmConfig
 from rsvp_backend.vlsm.model import Vlsm
 from rsvp_backend.vlsm.tokenizer import Tokenizer
+from rsvp_backend.vlsm.views import View
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class VlsmRecipe:
     muon_rate: float = 0.006
     crowded: float = 0.35
     full: float = 0.0
+    whole_views: float = 0.35
+    hints: int = 3
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One crop with three texts.
+    """One crop with three texts, and hints on what SAM sees (the crop, or the whole picture with the crop as a box).
 
     ``sam``: ``(3, S, S)``; ``beit3``: ``(3, s, s)``; ``targets``: ``(3, h, w)`` at the decoder's resolution;
+    ``corners``: the crop's corners where it is a box prompt, else none; ``hint_targets``: ``(hints, h, w)``;
     ``sam_words`` and ``beit3_words``: per visual token class (0 = background) and colour (-100 = none), ``(2, ., .)``;
     ``beit3_cover``: each text's share of BEiT-3's patches, ``(3, ., .)``.
     """
@@ -59,6 +65,9 @@ class Crop:
     beit3: Tensor
     texts: list[str]
     targets: Tensor
+    corners: list[tuple[float, float]]
+    hints: list[Hint]
+    hint_targets: Tensor
     sam_words: Tensor
     beit3_words: Tensor
     beit3_cover: Tensor
@@ -128,22 +137,41 @@ class VlsmTrainer(TrainingLoop):
         target = int(self.rng.integers(len(scene.masks)))
         box = self._box(scene, target)
         texts, wanted = self._texts(scene, target, box, LEVELS[level])
-        masks = [mask[box.top : box.bottom, box.left : box.right] for mask in scene.masks]
-        picture = scene.image.crop(box.xyxy)
+        whole = self.rng.random() < self.recipe.whole_views
+        view = View.of("full+box" if whole else "crop", scene.image, Prompt(box, text=texts[0]))
         size, grid = self.config.sam.image_size, self.config.sam.grid_size
+        shares = torch.stack([_pooled(_cut(mask, view.frame), (4 * grid, 4 * grid), size) for mask in scene.masks])
+        # What lies beyond the crop is cut off the answer to a text: it is nothing to look for.
+        inside = _pooled(_cut(_filled(scene.masks[0], box), view.frame), (4 * grid, 4 * grid), size)
         patches = self.config.beit3.img_size // self.config.beit3.patch_size
-        shares = torch.stack([_pooled(mask, (4 * grid, 4 * grid), size) for mask in masks])
-        square = torch.stack([F.adaptive_avg_pool2d(torch.from_numpy(m).float()[None], patches)[0] for m in masks])
+        cuts = [torch.from_numpy(_cut(mask, box)).float()[None] for mask in scene.masks]
+        square = torch.stack([F.adaptive_avg_pool2d(cut, patches)[0] for cut in cuts])
         empty, none = torch.zeros_like(shares[0]), torch.zeros_like(square[0])
+        hints = self._hints(scene, view, wanted)
         return Crop(
-            preprocess.sam_pixels(picture, size),
-            preprocess.beit3_pixels(picture, self.config.beit3.img_size),
+            preprocess.sam_pixels(scene.image.crop(view.frame.xyxy), size),
+            preprocess.beit3_pixels(scene.image.crop(box.xyxy), self.config.beit3.img_size),
             texts,
-            torch.stack([empty if i is None else shares[i] for i in wanted]),
+            torch.stack([empty if i is None else shares[i] * inside for i in wanted]),
+            view.box_corners(size),
+            hints,
+            torch.stack([shares[hint.item] for hint in hints]),
             self._words(scene, F.avg_pool2d(shares, 4)),
             self._words(scene, square),
             torch.stack([none if i is None else square[i] for i in wanted]),
         )
+
+    def _hints(self, scene: Scene, view: View, wanted: list[int | None]) -> list[Hint]:
+        """Half of the hints stand alone; the others go with a text, mostly that of the item they mean."""
+        choices = clickable(scene.masks, view.frame) or [wanted[0] or 0]
+        hints = []
+        for _ in range(self.recipe.hints):
+            item, text = int(self.rng.choice(choices)), None
+            if self.rng.random() < 0.5:
+                text = 0 if self.rng.random() < 0.7 else int(self.rng.integers(1, 3))
+                item = wanted[0] if wanted[0] in choices else item
+            hints.append(sample_hint(self.rng, scene.masks, item, view, self.config.sam.image_size, text))
+        return hints
 
     def _box(self, scene: Scene, target: int) -> Box:
         """The target's region box, with band edges moved now and then as a reasoner's would be, padded by 10-30 %."""
@@ -204,10 +232,11 @@ class VlsmTrainer(TrainingLoop):
         ids, pads = self.tokenizer.batch([text for crop in crops for text in crop.texts])
         pixels = torch.stack([crop.beit3 for crop in crops]).repeat_interleave(texts, 0)
         features = self.model.beit3(pixels, ids, pads)
-        prompt = self.model.project(features[:, :1])
-        logits, iou = self.model.decode(embedding.repeat_interleave(texts, 0), prompt)
+        prompt = self.model.prompt_tokens(features, pads)
+        logits, iou = self._decode_texts(embedding, prompt, crops)
         targets = torch.stack([crop.targets for crop in crops]).flatten(0, 1)
-        mask_loss = losses.segmentation_loss(logits[:, 0], iou[:, 0], targets)
+        mask_loss = losses.segmentation_loss(logits, iou, targets)
+        hint_loss, hint_parts = self._hint_loss(embedding, prompt, crops)
         patches = features[:, 1 : self.config.beit3.vision_tokens]
         cover = torch.stack([crop.beit3_cover for crop in crops]).flatten(0, 1).flatten(1)
         cover_loss = F.binary_cross_entropy_with_logits(self.heads.cover(patches)[..., 0], cover)
@@ -217,10 +246,49 @@ class VlsmTrainer(TrainingLoop):
         beit3_words, beit3_seen = self._word_loss(
             self.heads.beit3(patches), torch.stack([c.beit3_words for c in crops]).repeat_interleave(texts, 0)
         )
-        loss = mask_loss + cover_loss + 0.5 * sam_words + 0.25 * beit3_words
-        ious = losses.mask_iou(logits[:, 0], targets).view(-1, texts).mean(0)
+        loss = mask_loss + hint_loss + cover_loss + 0.5 * sam_words + 0.25 * beit3_words
+        ious = losses.mask_iou(logits, targets).view(-1, texts).mean(0)
         parts = {"iou_target": ious[0], "iou_other": ious[1], "iou_absent": ious[2], "cover": cover_loss}
-        return loss, {k: v.item() for k, v in parts.items()} | {"sam_class": sam_seen, "beit3_class": beit3_seen}
+        seen = {"sam_class": sam_seen, "beit3_class": beit3_seen}
+        return loss, {k: v.item() for k, v in parts.items()} | hint_parts | seen
+
+    def _decode_texts(self, embedding: Tensor, prompt: Tensor, crops: list[Crop]) -> tuple[Tensor, Tensor]:
+        """Logits ``(B * texts, h, w)`` and predicted IoU of all texts; those on whole pictures with the crop as box."""
+        texts = len(crops[0].texts)
+        tokens = []
+        for crop, own in zip(crops, prompt.view(-1, texts, *prompt.shape[1:]), strict=True):
+            corners = self.model.visual_model.encode_points([], [], crop.corners) if crop.corners else own[0, :0]
+            tokens += [torch.cat([corners, text]) for text in own]
+        return self._decode(embedding.repeat_interleave(texts, 0), tokens)
+
+    def _hint_loss(self, embedding: Tensor, prompt: Tensor, crops: list[Crop]) -> tuple[Tensor, dict[str, float]]:
+        """The same mask loss on clicks and boxes, alone or followed by a text's token."""
+        texts, tokens, rows = len(crops[0].texts), [], []
+        hints = [(n, hint) for n, crop in enumerate(crops) for hint in crop.hints]
+        for n, hint in hints:
+            points = self.model.visual_model.encode_points(hint.points, hint.labels, hint.corners)
+            tokens.append(points if hint.text is None else torch.cat([points, prompt[n * texts + hint.text]]))
+            rows.append(n)
+        logits, iou = self._decode(embedding[rows], tokens)
+        targets = torch.cat([crop.hint_targets for crop in crops])
+        ious = losses.mask_iou(logits, targets)
+        kinds = {
+            "iou_click": [not h.corners and h.text is None for _, h in hints],
+            "iou_box": [bool(h.corners) for _, h in hints],
+            "iou_text_click": [not h.corners and h.text is not None for _, h in hints],
+        }
+        parts = {name: ious[torch.tensor(which)].mean().item() for name, which in kinds.items() if any(which)}
+        return losses.segmentation_loss(logits, iou, targets), parts
+
+    def _decode(self, embeddings: Tensor, tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Decode prompts of different lengths: logits ``(N, h, w)`` and predicted IoU ``(N,)``, in their order."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for length in {len(own) for own in tokens}:
+            same = [i for i, own in enumerate(tokens) if len(own) == length]
+            logits, iou = self.model.decode(embeddings[same], torch.stack([tokens[i] for i in same]))
+            found |= {i: (mask[0], score[0]) for i, mask, score in zip(same, logits, iou, strict=True)}
+        masks, scores = zip(*(found[i] for i in range(len(tokens))), strict=True)
+        return torch.stack(masks), torch.stack(scores)
 
     def _word_loss(self, logits: Tensor, words: Tensor) -> tuple[Tensor, float]:
         """Class and colour cross-entropy; ``logits (B, T, words)``, ``words (B, 2, h, w)``; and class accuracy."""
@@ -235,6 +303,16 @@ class VlsmTrainer(TrainingLoop):
 
     def save_model(self) -> None:
         weights.save(self.folder / "model", self.model, self.tokenizer, name="demo")
+
+
+def _cut(mask: BoolMask, box: Box) -> BoolMask:
+    return mask[box.top : box.bottom, box.left : box.right]
+
+
+def _filled(like: BoolMask, box: Box) -> BoolMask:
+    mask: BoolMask = np.zeros_like(like)
+    _cut(mask, box)[:] = True
+    return mask
 
 
 def _pooled(mask: BoolMask, grid: tuple[int, int], image_size: int) -> Tensor:

@@ -15,6 +15,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from rsvp_backend.vlsm.config import SamConfig
+from rsvp_backend.vlsm.fused_attention import FusedAttention
 
 _GAUSSIAN = "positional_encoding_gaussian_matrix"
 
@@ -114,6 +115,9 @@ def _image_encoder(config: SamConfig) -> Any:
         window_size=config.window_size,
     )
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    for block in encoder.blocks:
+        side = block.window_size or config.grid_size
+        block.attn = FusedAttention(config.embed_dim, config.num_heads, use_rel_pos=True, input_size=(side, side))
     return encoder
 
 
