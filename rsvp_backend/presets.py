@@ -82,10 +82,12 @@ def _segmenter(spec: str, settings: Settings) -> Segmenter:
 
         return Sam3Segmenter.load(spec.removeprefix("sam3:"), device=settings.device, dtype=settings.dtype)
 
-    from rsvp_backend.vlsm.segmenter import VlsmSegmenter
+    from rsvp_backend.vlsm import weights
+    from rsvp_backend.vlsm.segmenter import VlsmSegmenter, choose_device, choose_dtype
 
-    source = DEMO_ASSETS / "vlsm" if spec == "demo" else Path(spec)
-    return VlsmSegmenter.load(source, device=settings.device, dtype=settings.dtype)
+    device = choose_device(settings.device)
+    loaded = weights.load(DEMO_ASSETS / "vlsm" if spec == "demo" else spec)
+    return VlsmSegmenter(loaded, device, choose_dtype(settings.dtype, device))
 
 
 def _marks(settings: Settings) -> Marks:

@@ -22,7 +22,10 @@ from rsvp_backend.errors import SettingsError
 PREFIX = "RSVP_"
 ENV_FILE = Path(".env")
 REASONER_FORMS = "demo, openai:MODEL, hf:ID-OR-FOLDER or http(s)://HOST/v1#MODEL"
+VLSM_FORMS = "demo, OWNER/NAME[@REVISION] on Hugging Face, a folder, a file, SAM.pth+BEIT3.pth[+PROJECTOR] or sam3:ID"
 _REASONER = re.compile(r"demo|openai:\S+|hf:\S+|https?://[^\s#]+#\S+")
+# Any path may be meant; a web address or the prefix of another setting is not one.
+_NO_VLSM = re.compile(r"[a-z]+://.*|(hf|openai):.*|.*\n.*", re.DOTALL)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _SHOWN_CHARS = 100
 
@@ -45,7 +48,10 @@ class Settings(BaseSettings):
     reasoner_api_key: SecretStr | None = Field(None, description="API key of a remote reasoner")
     reasoner_timeout_s: Seconds = Field(60.0, description="time for one answer of a remote reasoner, seconds")
     vlsm: str | None = Field(
-        None, description="stage 2 in place of the preset's: `demo`, or a folder or file with weights"
+        None,
+        description="stage 2 in place of the preset's: `demo`; `OWNER/NAME[@REVISION]` on Hugging Face "
+        "(`YxZhang/evf-sam`, `YxZhang/evf-sam-multitask`); a folder or file with weights; official parts, "
+        "`SAM.pth+BEIT3.pth[+PROJECTOR.safetensors]`; or `sam3:ID-OR-FOLDER`",
     )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -105,6 +111,13 @@ class Settings(BaseSettings):
     def _known_form(cls, value: str | None) -> str | None:
         if value is not None and not _REASONER.fullmatch(value):
             raise ValueError(f"{REASONER_FORMS} is expected")
+        return value
+
+    @field_validator("vlsm")
+    @classmethod
+    def _no_address(cls, value: str | None) -> str | None:
+        if value is not None and _NO_VLSM.fullmatch(value):
+            raise ValueError(f"{VLSM_FORMS} is expected")
         return value
 
     @field_validator("device")

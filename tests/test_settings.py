@@ -63,6 +63,8 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_LOG_LEVEL", "LOUD", "'WARNING'"),
         ("RSVP_REASONER", "gpt-4o", "openai:MODEL"),
         ("RSVP_REASONER", "http://host/v1", "#MODEL"),
+        ("RSVP_VLSM", "https://huggingface.co/YxZhang/evf-sam", "OWNER/NAME[@REVISION]"),
+        ("RSVP_VLSM", "hf:YxZhang/evf-sam", "OWNER/NAME[@REVISION]"),
         ("RSVP_LABEL_STUDIO_URL", "localhost:8080", "http://localhost:8080"),
         ("RSVP_PREDICT_TIMEOUT_S", "0", "greater than 0"),
         ("RSVP_ALLOW_PRIVATE_ADDRESSES", "maybe", "boolean"),
@@ -84,6 +86,22 @@ def test_a_bad_value_is_named_with_what_is_allowed(
 def test_every_form_of_a_reasoner_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("RSVP_REASONER", value)
     assert load_settings().reasoner == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "demo",
+        "YxZhang/evf-sam@main",
+        "/weights/evf",
+        "~/m/model.safetensors",
+        "sam.pth+b/beit3.pth",
+        "sam3:facebook/sam3",
+    ],
+)
+def test_every_form_of_a_vlsm_is_taken(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RSVP_VLSM", value)
+    assert load_settings().vlsm == value
 
 
 def test_settings_that_need_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ PROBES = [
     "Ünïcode ✂ 漢字",
     "ＦＵＬＬ width",
     "a,b; c.",
+]
+
+
+SEMANTIC_PROBES = [
+    "[semantic] the red ball",
+    "[semantic]the red ball",
+    "the [semantic] ball",
+    "the ball [semantic]",
+    "[semantic]",
+    "  [semantic]  the cup",
+    "x[semantic]y",
+    "[semantic][semantic] a",
+    "[Semantic] the cup",
+    "[semantic",
 ]
 
 
@@ -80,3 +95,41 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         Tokenizer(b"not a model")
     with pytest.raises(WeightsError, match="cannot be read"):
         Tokenizer.from_file(tmp_path / "none.model")
+
+
+@pytest.fixture(scope="module")
+def multitask_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """As ``evf-sam-multitask`` has it: the id after ``<mask>``, which is the one after the pieces."""
+    folder = tmp_path_factory.mktemp("multitask")
+    (folder / "sentencepiece.bpe.model").write_bytes(tokenizer_model())
+    (folder / "added_tokens.json").write_text(json.dumps({"[semantic]": tokenizer.vocab_size + 1}))
+    return folder
+
+
+@pytest.mark.parametrize("text", SEMANTIC_PROBES)
+def test_an_added_token_is_one_id_wherever_it_stands(multitask_folder: Path, text: str) -> None:
+    ours = Tokenizer.from_file(multitask_folder / "sentencepiece.bpe.model")
+    assert ours.encode(text) == XLMRobertaTokenizer.from_pretrained(multitask_folder)(text)["input_ids"]
+    assert ours.encode(text).count(ours.vocab_size - 1) == text.count("[semantic]")
+
+
+def test_without_the_file_it_is_plain_text(tokenizer: Tokenizer, multitask_folder: Path) -> None:
+    ids = tokenizer.encode("[semantic] the red ball")
+    assert max(ids) < tokenizer.vocab_size
+    assert len(ids) > len(
+        Tokenizer.from_file(multitask_folder / "sentencepiece.bpe.model").encode("[semantic] the red ball")
+    )
+
+
+def test_the_longer_of_two_added_tokens_wins() -> None:
+    tokenizer = Tokenizer(tokenizer_model(), added={"[a]": 100, "[a][b]": 101})
+    assert tokenizer.encode("[a][b][a]") == [0, 101, 100, 2]
+    assert tokenizer.vocab_size == 102
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"[semantic]": "64002"}', '{"": 7}', '{"a": -1}', '{"a": true}'])
+def test_a_bad_added_tokens_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(tokenizer_model())
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"added_tokens\.json"):
+        Tokenizer.from_file(tmp_path / "sentencepiece.bpe.model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from vlsm_models import other_depth, random_folder, random_model, tiny_config, t
 
 from rsvp_backend.errors import WeightsError
 from rsvp_backend.vlsm import weights
+from rsvp_backend.vlsm.state import read_state
 from rsvp_backend.vlsm.tokenizer import Tokenizer
 
 GAUSSIAN = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -148,6 +150,8 @@ def test_a_config_of_another_depth_is_refused(folder: Path) -> None:
         ),
         (lambda state: {"visual_model.sam_mask_decoder.x": torch.zeros(1)}, "EVF-SAM2"),
         (lambda state: {"base.q_proj.lora_A.weight": torch.zeros(1)}, "an adapter"),
+        (lambda state: {f"_orig_mod.{k}": v for k, v in state.items()}, "strip the '_orig_mod.' prefix"),
+        (lambda state: {"image_encoder.trunk.pos_embed": torch.zeros(1)}, "this is SAM 2"),
         (lambda state: {"conv1.weight": torch.zeros(1)}, "the weights of another model"),
     ],
 )
@@ -156,17 +160,18 @@ def test_weights_of_another_model_are_recognised(folder: Path, change: Callable[
     assert cause in refusal(folder)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 3000, -1])
+@pytest.mark.parametrize("keep", [5, 3000, -1])
 def test_a_truncated_safetensors_file_is_refused(folder: Path, keep: int) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     assert "damaged, truncated or no safetensors file" in refusal(folder)
 
 
-@pytest.mark.parametrize("keep", [0, 5, 3000, -1000])
-def test_a_truncated_pickle_is_refused(folder: Path, keep: int) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("keep", [5, 3000, -1000])
+def test_a_truncated_pickle_is_refused(folder: Path, keep: int, legacy: bool) -> None:
     file = folder / "weights.pth"
-    torch.save(load_file(folder / "model.safetensors"), file)
+    torch.save(load_file(folder / "model.safetensors"), file, _use_new_zipfile_serialization=not legacy)
     file.write_bytes(file.read_bytes()[:keep])
     assert "is damaged" in refusal(file)
 
@@ -191,7 +196,71 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(folder: Path, legacy: bo
     assert marker.exists(), "the payload itself works, so the refusal above is what stopped it"
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {"w": torch.zeros(1)}}, torch.zeros(3)])
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 2630742858\n"
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty: download it again"),
+        (LFS_POINTER, "is a Git LFS pointer (135 bytes), not the weights: run 'git lfs pull'"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page, not weights"),
+        (b"PK\x03\x04" + bytes(900), "it is truncated (904 bytes)"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "is damaged"),
+    ],
+)
+def test_what_is_often_saved_in_place_of_weights_is_named(folder: Path, name: str, content: bytes, said: str) -> None:
+    (folder / name).write_bytes(content)
+    assert said in refusal(folder / name)
+
+
+def test_quantised_weights_are_refused(folder: Path) -> None:
+    key = "text_hidden_fcs.0.2.weight"
+    change_state(folder, lambda state: {**state, key: state[key].to(torch.int8)})
+    assert f"not floating point ({key})" in refusal(folder)
+
+
+def test_a_plain_pickle_with_code_is_refused_and_nothing_runs(folder: Path) -> None:
+    file, marker = folder / "weights.pth", folder.parent / "executed"
+    file.write_bytes(pickle.dumps(Payload(marker)))
+    assert "refused because loading it could run code" in refusal(file)
+    assert not marker.exists()
+    pickle.loads(file.read_bytes())
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_refused_global_is_named(folder: Path, legacy: bool) -> None:
+    file = folder / "weights.bin"
+    torch.save({"w": Payload(folder / "x")}, file, _use_new_zipfile_serialization=not legacy)
+    assert "(it asks for getattr)" in refusal(file)
+
+
+def test_a_file_is_mapped_and_not_copied(folder: Path) -> None:
+    """Writing into the tensors leaves the file alone; torch's older format, which cannot be mapped, gives the same."""
+    state = load_file(folder / "model.safetensors")
+    torch.save(state, folder / "new.pth")
+    torch.save({"model": state}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    before = (folder / "new.pth").read_bytes()
+    mapped, read = read_state(folder / "new.pth"), read_state(folder / "old.pth")
+    assert mapped.keys() == read.keys() == state.keys()
+    assert all(torch.equal(mapped[key], state[key]) and torch.equal(read[key], state[key]) for key in state)
+    assert f"{folder / 'new.pth'}" in Path("/proc/self/maps").read_text()
+    mapped[GAUSSIAN].zero_()
+    assert (folder / "new.pth").read_bytes() == before
+
+
+def test_added_tokens_are_kept(folder: Path) -> None:
+    added = {"[semantic]": 100}
+    weights.save(folder, random_model(), Tokenizer(tokenizer_model(), added=added), "tiny")
+    loaded = weights.load(folder)
+    assert loaded.tokenizer.encode("[semantic]") == [0, 100, 2]
+    weights.save(folder, loaded.model, loaded.tokenizer, "tiny")
+    assert json.loads((folder / "added_tokens.json").read_text()) == added
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"w": 1}}, {"w": torch.zeros(1), "step": 3}, torch.zeros(3)])
 def test_a_pickle_that_is_no_flat_state_dict_is_refused(folder: Path, content: object) -> None:
     torch.save(content, folder / "weights.pth")
     assert "not a flat state dict" in refusal(folder / "weights.pth")
@@ -201,7 +270,7 @@ def test_missing_and_wrong_neighbours_are_named(folder: Path) -> None:
     assert "does not exist" in refusal(folder / "nowhere")
     assert "has none of them" in refusal(folder.parent)
     (folder / "weights.ckpt").write_bytes(b"")
-    assert ".safetensors, .bin or .pth is expected" in refusal(folder / "weights.ckpt")
+    assert ".safetensors, .bin, .pth, .pt is expected" in refusal(folder / "weights.ckpt")
     (folder / "config.json").write_text("{")
     assert "is not JSON" in refusal(folder)
     (folder / "config.json").write_text("[]")
@@ -209,7 +278,10 @@ def test_missing_and_wrong_neighbours_are_named(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"name": "a/b", **tiny_config().to_dict()}))
     assert "'name' in" in refusal(folder)
     (folder / "config.json").unlink()
-    assert "must lie beside the weights" in refusal(folder)
+    assert "Put a config.json beside the file" in refusal(folder)
+    (folder / "sentencepiece.bpe.model").unlink()
+    (folder / "config.json").write_text(json.dumps(tiny_config().to_dict()))
+    assert "sentencepiece.bpe.model cannot be read" in refusal(folder)
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(folder: Path) -> None:
