@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +14,35 @@ from rsvp_backend.types import BoolMask, Box, Segmentation
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """``min_area``: specks and holes smaller than this share of the mask's own area are removed (0 keeps all)."""
+    """``min_area_px``: specks and holes with fewer pixels (of the original image) go; 0 keeps all.
 
-    min_area: float = 0.02
+    ``components``: ``all`` that remain, or only the ``largest``.
+    """
+
+    min_area_px: int = 64
+    components: Literal["all", "largest"] = "all"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.min_area < 1.0:
-            raise ValueError(f"min_area is {self.min_area}: 0.0 (keep all) up to 1.0 is expected")
+        if self.min_area_px < 0:
+            raise ValueError(f"min_area_px is {self.min_area_px}: 0 (keep all) or more is expected")
+        if self.components not in ("all", "largest"):
+            raise ValueError(f"components is {self.components!r}: 'all' or 'largest' is expected")
 
 
 def clean(mask: BoolMask, cleanup: Cleanup) -> BoolMask:
-    """Remove small specks, then fill small holes; bool ``(h, w)`` in, the same out."""
-    area = int(mask.sum())
-    if area == 0 or cleanup.min_area == 0:
+    """Remove small specks, then fill small holes; bool ``(h, w)`` in, the same out.
+
+    A mask of specks only keeps its largest: an object may be that small.
+    """
+    labels, count = ndimage.label(mask)
+    if count == 0:
         return mask
-    limit_px = cleanup.min_area * area
-    kept = _drop_small(mask, limit_px)
-    return ~_drop_small(~kept, limit_px)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    largest = sizes == sizes.max()
+    keep = largest if cleanup.components == "largest" else (sizes >= cleanup.min_area_px) | largest
+    keep[0] = False
+    return _without_holes(np.asarray(keep[labels], dtype=np.bool_), cleanup.min_area_px)
 
 
 def paste(crop_mask: BoolMask, box: Box, width_px: int, height_px: int) -> BoolMask:
@@ -48,17 +61,15 @@ def stability(logits: npt.NDArray[np.float32], offset: float = 1.0) -> float:
 
 
 def score(found: Segmentation) -> float:
-    """Confidence in [0, 1]: predicted IoU times stability. Low means worth a person's look."""
+    """Confidence in [0, 1]: the decoder's predicted IoU, clipped, times stability. Low means worth a person's look."""
     return float(np.clip(found.predicted_iou, 0.0, 1.0)) * stability(found.logits)
 
 
-def _drop_small(mask: BoolMask, limit_px: float) -> BoolMask:
-    labels, count = ndimage.label(mask)
-    if count <= 1:
+def _without_holes(mask: BoolMask, min_area_px: int) -> BoolMask:
+    """Fill background that the mask encloses, where it has fewer than ``min_area_px`` pixels."""
+    labels, count = ndimage.label(~mask)
+    if count <= 1 or min_area_px == 0:
         return mask
-    sizes = np.bincount(labels.ravel())
-    keep = sizes >= limit_px
-    keep[0] = False
-    if not keep.any():
-        return mask
-    return np.asarray(keep[labels], dtype=np.bool_)
+    fill = np.bincount(labels.ravel()) < min_area_px
+    fill[np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))] = False
+    return np.asarray(mask | fill[labels], dtype=np.bool_)

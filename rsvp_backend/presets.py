@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsvp_backend.errors import SettingsError
+from rsvp_backend.masks import Cleanup
 from rsvp_backend.pipeline import RSVP, PipelineConfig
 from rsvp_backend.settings import Settings
 from rsvp_backend.types import Marks, Reasoner, Segmenter
@@ -34,7 +35,8 @@ def build(settings: Settings) -> RSVP:
     preset = PRESETS[settings.preset]
     reasoner, marks = _reasoner(settings.reasoner or preset.reasoner, settings)
     segmenter = _segmenter(settings.vlsm or preset.vlsm, settings)
-    rsvp = RSVP(reasoner, segmenter, PipelineConfig(marks=marks, padding=settings.padding))
+    cleanup = Cleanup(settings.mask_min_area_px, settings.mask_components)
+    rsvp = RSVP(reasoner, segmenter, PipelineConfig(marks=marks, padding=settings.padding, cleanup=cleanup))
     log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
     return rsvp
 
@@ -82,12 +84,16 @@ def _segmenter(spec: str, settings: Settings) -> Segmenter:
 
         return Sam3Segmenter.load(spec.removeprefix("sam3:"), device=settings.device, dtype=settings.dtype)
 
-    from rsvp_backend.vlsm import weights
-    from rsvp_backend.vlsm.segmenter import VlsmSegmenter, choose_device, choose_dtype
+    from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter
 
-    device = choose_device(settings.device)
-    loaded = weights.load(DEMO_ASSETS / "vlsm" if spec == "demo" else spec)
-    return VlsmSegmenter(loaded, device, choose_dtype(settings.dtype, device))
+    options = SegmenterOptions(
+        view=settings.vlsm_view,
+        max_batch=settings.vlsm_max_batch,
+        cache_bytes=settings.vlsm_cache_bytes,
+        compile=settings.vlsm_compile,
+    )
+    source = DEMO_ASSETS / "vlsm" if spec == "demo" else spec
+    return VlsmSegmenter.load(source, device=settings.device, dtype=settings.dtype, options=options)
 
 
 def _marks(settings: Settings) -> Marks:

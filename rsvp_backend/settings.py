@@ -53,6 +53,23 @@ class Settings(BaseSettings):
         "(`YxZhang/evf-sam`, `YxZhang/evf-sam-multitask`); a folder or file with weights; official parts, "
         "`SAM.pth+BEIT3.pth[+PROJECTOR.safetensors]`; or `sam3:ID-OR-FOLDER`",
     )
+    vlsm_view: Literal["crop", "full+box"] = Field(
+        "crop",
+        description="what SAM sees: `crop` (the paper's), or `full+box` (the whole image, once for all instructions, "
+        "with the crop as a box prompt)",
+    )
+    vlsm_max_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="pictures or prompts per forward pass of the VLSM; default 8 on a GPU, 1 on a CPU",
+    )
+    vlsm_cache_bytes: int = Field(
+        256 * 2**20, ge=0, description="image embeddings kept for further instructions and clicks, bytes; 0 keeps none"
+    )
+    vlsm_compile: bool = Field(
+        False, description="compile SAM's image encoder while loading (`torch.compile`, CUDA graphs on a GPU)"
+    )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16` or `float16`"
@@ -64,6 +81,13 @@ class Settings(BaseSettings):
     marks_rows: int = Field(9, ge=1, le=50, description="rows of marks, 1 to 50")
     marks_columns: int = Field(9, ge=1, le=50, description="columns of marks, 1 to 50")
     padding: float = Field(0.2, ge=0, le=2, description="share of the crop's size that is added to it, 0 to 2")
+
+    mask_min_area_px: int = Field(
+        64, ge=0, description="specks and holes with fewer pixels than this are removed from masks; 0 keeps all"
+    )
+    mask_components: Literal["all", "largest"] = Field(
+        "all", description="parts of a mask to keep: `all`, or the `largest` one"
+    )
 
     label_studio_url: str | None = Field(
         None, description="Label Studio's address as seen from here; needed for uploaded, local and cloud images"

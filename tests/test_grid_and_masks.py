@@ -84,20 +84,38 @@ def test_padding_stays_in_the_image_and_never_shrinks(x, y, fraction):
 def test_specks_and_holes_go_but_the_object_stays():
     mask = np.zeros((60, 60), dtype=bool)
     mask[10:50, 10:50] = True
-    mask[20, 20] = False
-    mask[2, 2] = True
-    cleaned = clean(mask, Cleanup(0.02))
-    assert cleaned[20, 20]
-    assert not cleaned[2, 2]
-    assert cleaned.sum() == 1600
+    mask[20:25, 20:25] = False
+    mask[30:40, 30:40] = False
+    mask[2:5, 2:5] = True
+    cleaned = clean(mask, Cleanup(26))
+    assert cleaned[22, 22]
+    assert not cleaned[3, 3]
+    assert not cleaned[35, 35]
+    assert cleaned.sum() == 1500
     assert (clean(mask, Cleanup(0)) == mask).all()
 
 
+def test_only_the_largest_component_stays_on_demand_and_the_images_edge_is_no_hole():
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[5:15, 5:15] = mask[5:20, 20:35] = True
+    mask[0, 0:3] = True
+    mask[1, 0] = mask[1, 2] = True
+    mask[2, 0:3] = True
+    kept = clean(mask, Cleanup(20, "largest"))
+    assert kept.sum() == 225
+    assert clean(mask, Cleanup(20)).sum() == 325
+    frame = np.ones((20, 20), dtype=bool)
+    frame[0:2, 0:2] = False
+    assert (clean(frame, Cleanup(20)) == frame).all()
+    with pytest.raises(ValueError, match="'all' or 'largest'"):
+        Cleanup(10, "biggest")
+
+
 @settings(max_examples=30)
-@given(st.integers(0, 2**32 - 1))
-def test_cleaning_never_empties_a_mask(seed):
+@given(st.integers(0, 2**32 - 1), st.integers(0, 400), st.sampled_from(["all", "largest"]))
+def test_cleaning_never_empties_a_mask(seed, min_area_px, components):
     mask = np.random.default_rng(seed).random((20, 20)) > 0.9
-    assert clean(mask, Cleanup(0.5)).any() == mask.any()
+    assert clean(mask, Cleanup(min_area_px, components)).any() == mask.any()
 
 
 def test_paste_needs_the_boxs_size():

@@ -18,6 +18,7 @@ from vlsm_models import random_folder
 from rsvp_backend.errors import SegmenterError, SettingsError
 from rsvp_backend.types import Box, Prompt, Segmentation, Segmenter
 from rsvp_backend.vlsm import weights
+from rsvp_backend.vlsm.compiled import compiled
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter, choose_device, choose_dtype
 
 SIZES = [(40, 90), (200, 33), (64, 64), (1, 17), (150, 150)]
@@ -143,3 +144,20 @@ def test_light_modules_do_not_import_segment_anything() -> None:
         "rsvp_backend.vlsm.beit3; assert 'segment_anything' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_compiled_encoder_equals_the_eager_one_in_every_batch(folder: Path) -> None:
+    """Traced, warmed up and padded as with the default backend, which needs a C++ compiler besides."""
+    model = weights.load(folder).model.float()
+    run = compiled(model, torch.device("cpu"), torch.float32, max_batch=3, backend="aot_eager")
+    pixels = torch.randn(3, 3, model.config.sam.image_size, model.config.sam.image_size)
+    with torch.inference_mode():
+        for count in (1, 2, 3):
+            torch.testing.assert_close(run(pixels[:count]), model.embed_image(pixels[:count]), atol=1e-5, rtol=0)
+
+
+def test_a_compiler_that_fails_is_named_with_its_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = weights.load(folder).model.float()
+    monkeypatch.setattr(model, "embed_image", lambda pixels: pixels.reshape(7))
+    with pytest.raises(SettingsError, match="RSVP_VLSM_COMPILE is true, but compiling failed on cpu"):
+        compiled(model, torch.device("cpu"), torch.float32, max_batch=1, backend="aot_eager")

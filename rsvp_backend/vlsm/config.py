@@ -172,7 +172,8 @@ def _connector(data: object) -> ConnectorConfig:
         raise WeightsError(f"the VLSM config's 'connector' is {type(data).__name__}: an object is expected")
     fields = {field.name for field in dataclasses.fields(ConnectorConfig)} - {"kind"}
     _expect_keys("the VLSM config's 'connector'", data, {"kind"}, optional=fields)
-    return ConnectorConfig(**{name: 0 if name == "width" and value is None else value for name, value in data.items()})
+    values: dict[str, Any] = {key: 0 if key == "width" and value is None else value for key, value in data.items()}
+    return ConnectorConfig(**values)
 
 
 def _is_positive(value: object, whole: bool) -> bool:

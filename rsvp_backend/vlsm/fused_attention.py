@@ -27,7 +27,7 @@ class FusedAttention(Attention):  # type: ignore[misc]
         grid = q.unflatten(1, (height, width))
         along_h = torch.einsum("bhwc,hkc->bhwk", grid, _by_distance(self.rel_pos_h, height))
         along_w = torch.einsum("bhwc,wkc->bhwk", grid, _by_distance(self.rel_pos_w, width))
-        mixed = self._mix(q, k, v, along_h, along_w).unflatten(0, (batch, self.num_heads))
+        mixed = self._mix(q, k, v, along_h, along_w).view(batch, self.num_heads, height * width, -1)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, height, width, -1))
         return out
 

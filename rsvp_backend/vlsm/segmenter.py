@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from rsvp_backend.errors import SegmenterError, SettingsError
 from rsvp_backend.types import Prompt, Segmentation
 from rsvp_backend.vlsm import weights
+from rsvp_backend.vlsm.compiled import compiled
 from rsvp_backend.vlsm.preprocess import beit3_pixels, sam_normalised, sam_resized
 from rsvp_backend.vlsm.views import View, ViewName
 
@@ -34,11 +35,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class SegmenterOptions:
     """``view``: see `views`. ``max_batch``: pictures or prompts per forward pass; None: 8 on a GPU, 1 on the CPU, where
     batches are no faster. ``cache_bytes``: image embeddings kept, least recently used go first; 0 keeps none.
+    ``compile``: see `compiled`.
     """
 
     view: ViewName = "crop"
     max_batch: int | None = None
     cache_bytes: int = 256 * 2**20
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.max_batch is not None and self.max_batch < 1:
@@ -65,10 +68,13 @@ class VlsmSegmenter:
         self._kept: LRUCache[bytes, Tensor] = LRUCache(self.options.cache_bytes, getsizeof=lambda kept: kept.nbytes)
         self.device = device
         self.dtype = dtype
+        self._embed_pixels: Callable[[Tensor], Tensor] = self._model.embed_image
+        if self.options.compile:
+            self._embed_pixels = compiled(self._model, device, dtype, self._max_batch)
 
     @classmethod
     def load(
-        cls, source: Path, device: str = "auto", dtype: str = "auto", options: SegmenterOptions | None = None
+        cls, source: str | Path, device: str = "auto", dtype: str = "auto", options: SegmenterOptions | None = None
     ) -> VlsmSegmenter:
         """Load a checkpoint (see `weights.load`).
 
@@ -126,7 +132,7 @@ class VlsmSegmenter:
             if new:
                 size = self._model.config.sam.image_size
                 batch = torch.stack([sam_normalised(picture.to(self.device), size) for picture in new.values()])
-                made = self._model.embed_image(batch.to(self.dtype))
+                made = self._embed_pixels(batch.to(self.dtype))
                 found |= {key: embedding.clone() for key, embedding in zip(new, made, strict=True)}
                 for key in new:
                     if found[key].nbytes <= self._kept.maxsize:
