@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rsvp_backend import presets
 from rsvp_backend.errors import SettingsError
+from rsvp_backend.masks import Cleanup
 from rsvp_backend.settings import Settings, load_settings, settings_markdown, settings_rows
+from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -67,6 +70,12 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_VLSM", "hf:YxZhang/evf-sam", "OWNER/NAME[@REVISION]"),
         ("RSVP_LABEL_STUDIO_URL", "localhost:8080", "http://localhost:8080"),
         ("RSVP_PREDICT_TIMEOUT_S", "0", "greater than 0"),
+        ("RSVP_VLSM_VIEW", "full", "'crop' or 'full+box'"),
+        ("RSVP_VLSM_MAX_BATCH", "0", "greater than or equal to 1"),
+        ("RSVP_VLSM_CACHE_BYTES", "-1", "greater than or equal to 0"),
+        ("RSVP_VLSM_COMPILE", "perhaps", "boolean"),
+        ("RSVP_MASK_MIN_AREA_PX", "-1", "greater than or equal to 0"),
+        ("RSVP_MASK_COMPONENTS", "biggest", "'all' or 'largest'"),
         ("RSVP_ALLOW_PRIVATE_ADDRESSES", "maybe", "boolean"),
     ],
 )
@@ -131,3 +140,16 @@ def test_every_setting_has_a_meaning_and_the_readme_shows_the_same_table() -> No
     assert all(meaning for _, _, meaning in settings_rows())
     shown = README.read_text(encoding="utf-8").split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
     assert shown.strip() == settings_markdown()
+
+
+def test_the_vlsms_settings_reach_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSVP_VLSM_VIEW", "full+box")
+    monkeypatch.setenv("RSVP_VLSM_MAX_BATCH", "3")
+    monkeypatch.setenv("RSVP_VLSM_CACHE_BYTES", "1000")
+    monkeypatch.setenv("RSVP_MASK_MIN_AREA_PX", "9")
+    monkeypatch.setenv("RSVP_MASK_COMPONENTS", "largest")
+    rsvp = presets.build(load_settings())
+    assert isinstance(rsvp.segmenter, VlsmSegmenter)
+    assert rsvp.segmenter.options == SegmenterOptions(view="full+box", max_batch=3, cache_bytes=1000)
+    assert rsvp.config.cleanup == Cleanup(9, "largest")
+    assert presets.build(load_settings(mask_min_area_px=8)).version != rsvp.version
