@@ -41,8 +41,10 @@ def test_the_shipped_smart_tools_repeat_the_masks_labels() -> None:
     root = ET.fromstring(default_label_config(labels))
     for tool in ("KeyPointLabels", "RectangleLabels"):
         (tag,) = root.iter(tool)
-        assert (tag.get("smart"), tag.get("toName")) == ("true", "image")
+        assert (tag.get("smart"), tag.get("smartOnly"), tag.get("toName")) == ("true", "true", "image")
         assert [(label.get("value"), label.get("smart")) for label in tag] == [(label, "true") for label in labels]
+    (brush,) = root.iter("BrushLabels")
+    assert brush.get("smart") == "false"
     message = next(tag for tag in root.iter("TextArea") if tag.get("name") == "message")
     assert message.get("smart") == "false"  # else writing into it would call the backend
     assert parse_label_config(default_label_config(labels)).message_name == "message"

@@ -1,8 +1,9 @@
 """What an annotator drew for the backend: the smart keypoints and rectangles of an interactive context.
 
 Label Studio sends all open smart regions of one kind (keypoints or rectangles) and one label together, in the order in
-which they were drawn, and no text with them. Coordinates are percentages of the upright image, so they are
-measured on the image as it was fetched; ``original_width`` and ``original_height`` are only compared with it.
+which they were drawn, and no text with them; were there text, the hints would win. Coordinates are percentages of the
+upright image, so they are measured on the image as it was fetched; ``original_width`` and ``original_height`` are only
+compared with it.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def default_label_config(labels: Sequence[str] = ("Object",)) -> str:
 
     The prompt is below the image (above it the brush slider covers its button) and not bound to ``$instruction``
     (Label Studio would then refuse tasks that lack the field, such as plain image uploads). The smart tools repeat the
-    masks' labels, so that a mask made from a click gets the label that was clicked with.
+    masks' labels, so that a mask made from a click gets the label that was clicked with; there is no smart brush, whose
+    strokes are no hints.
     """
     if not labels:
         raise ValueError("labels is empty: at least one label name is expected")
@@ -128,13 +129,13 @@ def default_label_config(labels: Sequence[str] = ("Object",)) -> str:
     return f"""<View>
   <Header value="$instruction"/>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
-  <BrushLabels name="mask" toName="image">
+  <BrushLabels name="mask" toName="image" smart="false">
 {rows}
   </BrushLabels>
-  <KeyPointLabels name="clicks" toName="image" smart="true">
+  <KeyPointLabels name="clicks" toName="image" smart="true" smartOnly="true">
 {smart}
   </KeyPointLabels>
-  <RectangleLabels name="boxes" toName="image" smart="true">
+  <RectangleLabels name="boxes" toName="image" smart="true" smartOnly="true">
 {smart}
   </RectangleLabels>
   <TextArea name="prompt" toName="image" rows="2" editable="true" maxSubmissions="1" showSubmitButton="true"
