@@ -13,7 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test slow lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ demo: setup ## start Label Studio and the backend with twelve pre-annotated imag
 
 test: setup lint ## lint, type check and all tests, the end-to-end test with the real Label Studio included
 	@$(RUN) pytest
+
+slow: setup ## the tests that build models of the published size: minutes, 8 GB of memory
+	@$(RUN) pytest -m slow
 
 lint: .venv/synced ## ruff (rules and format) and mypy (strict)
 	@$(RUN) ruff check .

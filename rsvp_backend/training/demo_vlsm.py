@@ -155,7 +155,7 @@ class VlsmTrainer(TrainingLoop):
             torch.stack([empty if i is None else shares[i] * inside for i in wanted]),
             view.box_corners(size),
             hints,
-            torch.stack([shares[hint.item] for hint in hints]),
+            shares[[hint.item for hint in hints]],
             self._words(scene, F.avg_pool2d(shares, 4)),
             self._words(scene, square),
             torch.stack([none if i is None else square[i] for i in wanted]),
@@ -163,9 +163,9 @@ class VlsmTrainer(TrainingLoop):
 
     def _hints(self, scene: Scene, view: View, wanted: list[int | None]) -> list[Hint]:
         """Half of the hints stand alone; the others go with a text, mostly that of the item they mean."""
-        choices = clickable(scene.masks, view.frame) or [wanted[0] or 0]
+        choices = clickable(scene.masks, view.frame)
         hints = []
-        for _ in range(self.recipe.hints):
+        for _ in range(self.recipe.hints if choices else 0):
             item, text = int(self.rng.choice(choices)), None
             if self.rng.random() < 0.5:
                 text = 0 if self.rng.random() < 0.7 else int(self.rng.integers(1, 3))
