@@ -43,14 +43,15 @@ def whole(image: Image.Image, **what: Any) -> Prompt:
 def counted(segmenter: VlsmSegmenter, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many pictures each part of the model is run on."""
     counts = {"embed_image": 0, "encode_prompt": 0}
-    for name in counts:
-        method = getattr(segmenter._model, name)
+    places = {"embed_image": (segmenter, "_embed_pixels"), "encode_prompt": (segmenter._model, "encode_prompt")}
+    for name, (owner, attribute) in places.items():
+        method = getattr(owner, attribute)
 
         def call(pixels: torch.Tensor, *rest: Any, name: str = name, method: Any = method) -> torch.Tensor:
             counts[name] += len(pixels)
             return method(pixels, *rest)
 
-        monkeypatch.setattr(segmenter._model, name, call)
+        monkeypatch.setattr(owner, attribute, call)
     return counts
 
 

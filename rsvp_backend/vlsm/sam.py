@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rsvp_backend.vlsm.config import SamConfig
 from rsvp_backend.vlsm.fused_attention import FusedAttention
-
-_GAUSSIAN = "positional_encoding_gaussian_matrix"
 
 
 class Sam(nn.Module):
@@ -34,18 +34,22 @@ class Sam(nn.Module):
             mask_in_chans=config.mask_in_chans,
         )
         self.mask_decoder = _mask_decoder(config)
+        _replace_norms(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast, but keep the positional encoding's matrix in its own dtype.
+        """Move or cast, but keep all besides the image encoder in float32 where a cast would round it.
 
-        Coordinates are multiplied by 2 pi times this matrix inside a sine: in bfloat16 the phase is off by whole turns.
+        The positional encoding multiplies coordinates by 2 pi times a matrix inside a sine: in bfloat16 its phase is
+        off by whole turns. Prompt encoder and decoder cost next to nothing, and rounding moves the mask's edge.
         """
-        layer: Any = self.prompt_encoder.pe_layer
-        before = getattr(layer, _GAUSSIAN)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = getattr(layer, _GAUSSIAN)
-        if after.dtype != before.dtype:
-            layer.register_buffer(_GAUSSIAN, before.to(after.device))
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(moved.device)
+
+        self.image_encoder._apply(fn, recurse)
+        self.prompt_encoder._apply(move, recurse)
+        self.mask_decoder._apply(move, recurse)
         return self
 
     def dense_pe(self) -> Tensor:
@@ -87,10 +91,10 @@ class Sam(nn.Module):
         token 0) or, with ``multimask``, 3 (mask tokens 1 to 3).
         """
         decoder = self.mask_decoder
-        batch, dtype = sparse.shape[0], image_embedding.dtype
+        batch, dtype = sparse.shape[0], decoder.iou_token.weight.dtype
         own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(batch, -1, -1), sparse.to(dtype)], dim=1)
-        source = (image_embedding + self.no_mask()).expand(batch, -1, -1, -1)
+        source = (image_embedding.to(dtype) + self.no_mask()).expand(batch, -1, -1, -1)
         out, keys = decoder.transformer(source, self.dense_pe().to(dtype), tokens)
         wanted = slice(1, decoder.num_mask_tokens) if multimask else slice(0, 1)
         upscaled = decoder.output_upscaling(keys.transpose(1, 2).unflatten(2, source.shape[-2:]))
@@ -98,6 +102,25 @@ class Sam(nn.Module):
         hyper = torch.stack([mlp(out[:, 1 + wanted.start + i]) for i, mlp in enumerate(mlps)], dim=1)
         logits = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
         return logits, decoder.iou_prediction_head(out[:, 0])[:, wanted]
+
+
+class ChannelNorm(LayerNorm2d):  # type: ignore[misc]
+    """The package's layer norm over channels of ``(B, C, H, W)``, by a kernel that sums in float32.
+
+    Squares of the neck's activations are beyond float16, and the package squares them in the tensor's own dtype.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return normed.permute(0, 3, 1, 2)
+
+
+def _replace_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, LayerNorm2d):
+            setattr(module, name, ChannelNorm(len(child.weight), child.eps))
+        else:
+            _replace_norms(child)
 
 
 def _image_encoder(config: SamConfig) -> Any:

@@ -140,7 +140,7 @@ class VlsmSegmenter:
         return [found[key] for key in keys]
 
     def _tokens(self, images: Sequence[Image.Image], prompts: Sequence[Prompt], views: Sequence[View]) -> list[Tensor]:
-        """The decoder's prompt tokens of each prompt, ``(N, C)`` on the device: points, box corners, then the text."""
+        """The prompt tokens of each prompt, float32 ``(N, C)`` on the device: points, box corners, then the text."""
         size = self._model.config.sam.image_size
         tokens: list[list[Tensor]] = [[] for _ in prompts]
         for own, prompt, view in zip(tokens, prompts, views, strict=True):
@@ -158,13 +158,13 @@ class VlsmSegmenter:
         return [torch.cat(own) for own in tokens]
 
     def _read(self, pairs: Sequence[tuple[Image.Image, Prompt]]) -> Tensor:
-        """BEiT-3's reading of crops and texts: prompt tokens ``(B, N, C)``."""
+        """BEiT-3's reading of crops and texts: prompt tokens, float32 ``(B, N, C)``."""
         size = self._model.config.beit3.img_size
         pixels = torch.stack([beit3_pixels(image.crop(prompt.crop.xyxy), size) for image, prompt in pairs])
         ids, padding = self._tokenizer.batch([prompt.text or "" for _, prompt in pairs])
         with self._on_device(len(pairs)):
             mask = None if padding is None else padding.to(self.device)
-            return self._model.encode_prompt(pixels.to(self.device, self.dtype), ids.to(self.device), mask)
+            return self._model.encode_prompt(pixels.to(self.device, self.dtype), ids.to(self.device), mask).float()
 
     def _decodable(self, tokens: Sequence[Tensor]) -> Iterator[list[int]]:
         """Prompts that can be decoded together: as many tokens each, at most ``max_batch`` of them."""

@@ -36,6 +36,7 @@ __all__ = ["CONFIG_FILE", "DEFAULT_NAME", "TOKENIZER_FILE", "WEIGHTS_FILES", "We
 log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "vlsm"
+_FP32_PARTS = ("visual_model.prompt_encoder.", "visual_model.mask_decoder.")
 _FP32_KEY = "visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
 
@@ -76,8 +77,8 @@ def build(config: VlsmConfig, state: Mapping[str, Tensor], source: str, inferred
     with torch.device("meta"):
         model = Vlsm(config)
     check_state(model.state_dict(), state, source, inferred)
-    # The model keeps this matrix in the dtype that it has here when it is cast later (see `sam.Sam`).
-    state = {**state, _FP32_KEY: state[_FP32_KEY].float()}
+    # The model keeps these in the dtype that they have here when it is cast later (see `sam.Sam`).
+    state = {key: value.float() if key.startswith(_FP32_PARTS) else value for key, value in state.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
