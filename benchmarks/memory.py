@@ -1,7 +1,7 @@
 """Does memory stay flat? ``python benchmarks/memory.py [--predictions 1000] [--json]``: both stages, preset demo, CPU.
 
 Pictures are new all the time, and the cache of embeddings is small enough to be full after the first tenth. The last
-line of ``--json``: ``drift_mb`` (resident memory at the end less that after the first tenth), ``first_mb``, ``last_mb``.
+line of ``--json``: ``drift_mb`` (resident memory at the end less that after a tenth), ``first_mb``, ``last_mb``.
 """
 
 from __future__ import annotations
