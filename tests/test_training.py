@@ -5,14 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rsvp_backend.reasoner.local import LocalReasoner
+from rsvp_backend.scenes import make_scene
 from rsvp_backend.training import losses, tiny_mllm
 from rsvp_backend.training.demo_reasoner import ReasonerRecipe, ReasonerTrainer, cell_targets
 from rsvp_backend.training.demo_vlsm import VlsmRecipe, VlsmTrainer
+from rsvp_backend.training.hints import clickable, sample_hint
 from rsvp_backend.training.loop import Schedule
 from rsvp_backend.types import Box, Prompt
 from rsvp_backend.vlsm.segmenter import VlsmSegmenter
+from rsvp_backend.vlsm.views import View
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +102,6 @@ def test_the_vlsms_loss_falls_on_two_crops_and_the_saved_folder_segments(vlsm_tr
     assert seen[-1] < 0.8 * seen[0]
     vlsm_trainer.save_model()
     segmenter = VlsmSegmenter.load(vlsm_trainer.folder / "model", device="cpu")
-    from rsvp_backend.scenes import make_scene
-
     picture = make_scene(1, "easy", 200).image
     (found,) = segmenter.segment([picture], [Prompt(Box(0, 0, *picture.size), "red key")])
     assert found.logits.shape == (picture.height, picture.width)
@@ -144,3 +147,28 @@ def test_losses_by_hand():
     nothing = torch.full((1, 1, 2), -20.0)
     assert losses.dice_loss(nothing, torch.zeros(1, 1, 2)).item() == pytest.approx(0, abs=1e-4)
     assert losses.mask_iou(torch.cat([sure, nothing]), torch.cat([wrong, torch.zeros(1, 1, 2)])).tolist() == [0.0, 1.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_hints_point_at_what_they_mean(seed, whole):
+    rng = np.random.default_rng(seed)
+    scene = make_scene(seed % 50, "easy", 160, questions_per_kind=0)
+    full = Box(0, 0, *scene.image.size)
+    frame = full if whole else Box(full.width // 4, 0, full.width, full.height)
+    view = View(frame, frame, None)
+    for item in clickable(scene.masks, frame):
+        hint = sample_hint(rng, scene.masks, item, view, 64, text=None)
+        assert bool(hint.corners) != bool(hint.points)
+        scale = 64 / max(frame.width, frame.height)
+        for (x, y), positive in zip(hint.points, hint.labels, strict=True):
+            row, column = frame.top + int(y / scale), frame.left + int(x / scale)
+            assert bool(scene.masks[item][row, column]) == bool(positive)
+        for x, y in hint.corners:
+            assert 0 <= x <= 64
+            assert 0 <= y <= 64
+
+
+def test_nothing_is_clicked_where_nothing_shows():
+    empty = [np.zeros((20, 30), dtype=bool)] * 2
+    assert clickable(empty, Box(0, 0, 30, 20)) == []
