@@ -8,7 +8,7 @@ quickly: *alignment* (each visual token is pulled to the words of the object it 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,11 @@ CLASS_WEIGHT = 4.0  # classes are what a linear patch embedding learns last; mea
 
 @dataclass(frozen=True)
 class ReasonerRecipe:
-    """How long and on what the demo reasoner trains. ``crowded``: share of pictures with many objects."""
+    """How long and on what the demo reasoner trains.
+
+    ``crowded``, ``small``, ``full``: shares of pictures of these levels, the rest are easy. ``zoomed``: share of the
+    small ones that are cut to the surroundings of one object, as `zoom` does.
+    """
 
     minutes: float = 60.0
     pictures: int = 6
@@ -42,8 +46,10 @@ class ReasonerRecipe:
     learning_rate: float = 1.5e-3
     muon_rate: float = 0.007
     muon_start_steps: int = 1000
-    crowded: float = 0.3
-    full: float = 0.0
+    crowded: float = 0.1
+    small: float = 0.35
+    full: float = 0.1
+    zoomed: float = 0.6
     seed: int = 0
 
 
@@ -147,21 +153,22 @@ class ReasonerTrainer(TrainingLoop):
 
     def picture(self) -> Picture:
         """The next scene of the stream as training data."""
-        draw = self.rng.random()
-        level: LevelName = (
-            "full"
-            if draw < self.recipe.full
-            else ("crowded" if draw < self.recipe.full + self.recipe.crowded else "easy")
-        )
+        recipe = self.recipe
+        shares = {"full": recipe.full, "small": recipe.small, "crowded": recipe.crowded}
+        shares["easy"] = 1.0 - sum(shares.values())
+        level: LevelName = self.rng.choice(list(shares), p=list(shares.values())).item()
         scene = make_scene(self.next_scene, level, int(self.rng.integers(288, 480)), questions_per_kind=0)
         self.next_scene += 1
+        zoomed = level == "small" and self.rng.random() < recipe.zoomed
+        if zoomed:
+            scene = _zoomed(self.rng, scene)
         prompt = draw_marks(scene.image.resize((tiny_mllm.CANVAS_PX,) * 2, Image.Resampling.BILINEAR), MARKS)
         patches = self.processor.image_processor(prompt, return_tensors="pt")["pixel_values"]
         sequences: list[tuple[list[int], list[int], Tensor]] = []
-        while len(sequences) < self.recipe.questions:
+        while len(sequences) < recipe.questions:
             kind = str(self.rng.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
             truth = draw_truth(self.rng, scene.layout, LEVELS[level], kind)  # type: ignore[arg-type]
-            if truth is not None:
+            if truth is not None and not (zoomed and _misleading(scene, truth)):
                 sequences.append(self._sequence(scene, truth))
         return Picture(
             patches, cell_targets(scene, list(LEVELS["full"].classes), list(LEVELS["full"].colours)), sequences
@@ -244,7 +251,7 @@ class ReasonerTrainer(TrainingLoop):
     def _pointing(self, hidden: Tensor, visual: Tensor, packed: Packed) -> tuple[Tensor, dict[str, float]]:
         """BCE of pointing maps at the query's end and after the object phrase."""
         rows = torch.tensor([turn.row for turn in packed.turns])
-        wanted = (torch.stack([turn.shares for turn in packed.turns]) > 0.15).float()
+        wanted = _covered(torch.stack([turn.shares for turn in packed.turns]), 0.15).float()
         ends = torch.tensor([turn.start - 1 for turn in packed.turns])
         logits = self.heads.point(hidden[rows, ends], visual[rows])
         loss = F.binary_cross_entropy_with_logits(logits, wanted)
@@ -291,16 +298,43 @@ class ReasonerTrainer(TrainingLoop):
         tiny_mllm.save(self.model, self.processor, self.folder / "model", json.dumps(marker, indent=2) + "\n")
 
 
+def _zoomed(rng: np.random.Generator, scene: Scene) -> Scene:
+    """``scene`` cut to a random box of 0.15 to 0.6 of its sides around one whole object."""
+    mask = scene.masks[int(rng.integers(len(scene.masks)))]
+    height, width = mask.shape
+    spans = []
+    for touched, length in ((mask.any(axis=1), height), (mask.any(axis=0), width)):
+        first, last = np.flatnonzero(touched)[[0, -1]]
+        side = min(length, max(int(rng.uniform(0.15, 0.6) * length), int(last - first) + 3))
+        start = int(rng.integers(max(0, last + 1 - side), min(first, length - side) + 1))
+        spans.append((start, start + side))
+    (top, bottom), (left, right) = spans
+    masks = tuple(mask[top:bottom, left:right] for mask in scene.masks)
+    return replace(scene, image=scene.image.crop((left, top, right, bottom)), masks=masks)
+
+
+def _misleading(scene: Scene, truth: Truth) -> bool:
+    """Whether a question about the whole scene has another answer on its zoomed part: it compares, or asks for what
+    lies outside."""
+    return truth.kind == "relation" or (truth.target is not None and not scene.masks[truth.target].any())
+
+
 def cell_shares(mask: BoolMask) -> Tensor:
     """The share of each of the 81 cells that ``mask`` covers, float32 ``(81,)``."""
     return torch.from_numpy(grid.cell_shares(mask, MARKS).astype(np.float32).ravel())
+
+
+def _covered(shares: Tensor, least: float) -> Tensor:
+    """``shares (N, 81)`` -> bool: cells of which a mask covers ``least``, and for small masks the ones they cover most."""
+    most = shares.amax(dim=-1, keepdim=True)
+    return (shares > least) | ((shares >= 0.6 * most) & (most > 0.005))
 
 
 def cell_targets(scene: Scene, classes: list[str], colours: list[str]) -> dict[str, Tensor]:
     """Per visual token: class (0 = background), colour and band edges of the object that owns it (-100 = none)."""
     shares = torch.stack([cell_shares(mask) for mask in scene.masks])
     best, owner = shares.max(dim=0)
-    owned = best > 0.12
+    owned = _covered(shares, 0.12).any(dim=0)
     regions = [mask_regions(mask, MARKS) for mask in scene.masks]
     per_item = {
         "class": [1 + classes.index(item.name) for item in scene.layout.items],
