@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rsvp_backend.types import BoolMask, Box, Marks, Regions
 
+MIN_REGION_PX = 30
+"""The smallest side of a region whose digits are drawn 10 px high."""
+
 
 def edges_px(count: int, length_px: int) -> list[int]:
     """The ``count + 1`` edges of ``count`` equal bands over ``length_px`` pixels."""
@@ -42,6 +45,20 @@ def draw_marks(image: Image.Image, marks: Marks) -> Image.Image:
                 _label(draw, str(i * marks.columns + j + 1), centre, size_px)
     marked.paste(overlay, (0, 0), overlay)
     return marked
+
+
+def fit_marks(image: Image.Image, marks: Marks, max_side_px: int) -> Image.Image:
+    """``image``, shrunk to ``max_side_px`` on its longest side, though never below what keeps the marks readable.
+
+    Readable are regions of `MIN_REGION_PX` on both sides. An image is never enlarged.
+    """
+    bound = max_side_px / max(image.size)
+    readable = MIN_REGION_PX * max(marks.columns / image.width, marks.rows / image.height)
+    scale = max(bound, readable)
+    if scale >= 1:
+        return image
+    size_px = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size_px, Image.Resampling.LANCZOS)
 
 
 def regions_box(regions: Regions, marks: Marks, width_px: int, height_px: int) -> Box | None:

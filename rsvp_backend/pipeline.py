@@ -13,7 +13,7 @@ from PIL import Image
 
 from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
-from rsvp_backend.grid import draw_marks, regions_box
+from rsvp_backend.grid import draw_marks, fit_marks, regions_box
 from rsvp_backend.timing import timed
 from rsvp_backend.types import (
     Box,
@@ -105,6 +105,8 @@ class RSVP:
         canvas = self.reasoner.canvas_px
         if canvas is not None and image.size != canvas:
             image = image.resize(canvas, Image.Resampling.BILINEAR)
+        elif canvas is None and self.reasoner.max_side_px is not None:
+            image = fit_marks(image, self.config.marks, self.reasoner.max_side_px)
         return draw_marks(image, self.config.marks)
 
     def _targets(

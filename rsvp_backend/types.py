@@ -247,6 +247,11 @@ class Reasoner(Protocol):
         """(width, height) the marked image must have (aspect ratio given up), or None for any size."""
         ...
 
+    @property
+    def max_side_px(self) -> int | None:
+        """The longest side the marked image should have (see `grid.fit_marks`), or None for any; never enlarged."""
+        ...
+
     def propose(self, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None) -> Answer:
         """Ask once (and repair once). Raises `AnswerError`, `ReasonerError` or `DeadlineError`."""
         ...

@@ -25,6 +25,7 @@ class FakeReasoner:
 
     version: str = "fake-reasoner"
     canvas_px: tuple[int, int] | None = None
+    max_side_px: int | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     asked: list[Query] = field(default_factory=list)

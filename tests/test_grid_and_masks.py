@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsvp_backend.grid import draw_marks, edges_px, mask_regions, regions_box
+from rsvp_backend.grid import MIN_REGION_PX, draw_marks, edges_px, fit_marks, mask_regions, regions_box
 from rsvp_backend.masks import Cleanup, clean, paste, score, stability
 from rsvp_backend.types import Box, Marks, Regions, Segmentation
 
@@ -132,3 +132,20 @@ def test_score_is_confidence_in_zero_to_one():
     assert score(Segmentation(sharp, 1.7)) == 1.0
     assert score(Segmentation(sharp, -0.3)) == 0.0
     assert score(Segmentation(np.full((4, 4), -9.0, np.float32), 0.9)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("size", "marks", "fitted"),
+    [
+        ((4000, 3000), Marks(), (1024, 768)),
+        ((800, 600), Marks(), (800, 600)),
+        ((8000, 1000), Marks(), (2160, 270)),
+        ((300, 200), Marks(), (300, 200)),
+        ((3000, 3000), Marks("cells", 50, 50), (1500, 1500)),
+    ],
+)
+def test_images_shrink_as_far_as_their_marks_stay_readable(size, marks, fitted):
+    image = fit_marks(Image.new("RGB", size), marks, 1024)
+    assert image.size == fitted
+    shrunk = image.size != size
+    assert not shrunk or min(image.width / marks.columns, image.height / marks.rows) >= MIN_REGION_PX

@@ -56,6 +56,11 @@ class MllmReasoner(ABC):
         return self._canvas_px
 
     @property
+    def max_side_px(self) -> int | None:
+        """See `Reasoner.max_side_px`: local models' processors choose the size themselves."""
+        return None
+
+    @property
     def prompt_digest(self) -> str:
         return "-".join(prompt.digest for prompt in self._prompts.values())
 
