@@ -325,7 +325,7 @@ def cell_shares(mask: BoolMask) -> Tensor:
 
 
 def _covered(shares: Tensor, least: float) -> Tensor:
-    """``shares (N, 81)`` -> bool: cells of which a mask covers ``least``, and for small masks the ones they cover most."""
+    """``shares (N, 81)`` -> bool: cells of which a mask covers ``least``; of a small mask, those it covers most."""
     most = shares.amax(dim=-1, keepdim=True)
     return (shares > least) | ((shares >= 0.6 * most) & (most > 0.005))
 
@@ -333,14 +333,16 @@ def _covered(shares: Tensor, least: float) -> Tensor:
 def cell_targets(scene: Scene, classes: list[str], colours: list[str]) -> dict[str, Tensor]:
     """Per visual token: class (0 = background), colour and band edges of the object that owns it (-100 = none)."""
     shares = torch.stack([cell_shares(mask) for mask in scene.masks])
-    best, owner = shares.max(dim=0)
+    owner = shares.argmax(dim=0)
     owned = _covered(shares, 0.12).any(dim=0)
     regions = [mask_regions(mask, MARKS) for mask in scene.masks]
+    # What is out of sight owns no cell.
+    rows, columns = [r.rows or (1,) for r in regions], [r.columns or (1,) for r in regions]
     per_item = {
         "class": [1 + classes.index(item.name) for item in scene.layout.items],
         "colour": [colours.index(item.colour) for item in scene.layout.items],
-        "edge0": [r.rows[0] - 1 for r in regions], "edge1": [r.rows[-1] - 1 for r in regions],
-        "edge2": [r.columns[0] - 1 for r in regions], "edge3": [r.columns[-1] - 1 for r in regions],
+        "edge0": [ids[0] - 1 for ids in rows], "edge1": [ids[-1] - 1 for ids in rows],
+        "edge2": [ids[0] - 1 for ids in columns], "edge3": [ids[-1] - 1 for ids in columns],
     }  # fmt: skip
     cells = {name: torch.where(owned, torch.tensor(values)[owner], -100) for name, values in per_item.items()}
     cells["class"] = cells["class"].clamp(min=0)
