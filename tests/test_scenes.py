@@ -13,6 +13,27 @@ from rsvp_backend.scenes.language import (
 )
 from rsvp_backend.scenes.shapes import DRAWINGS, Pen
 
+PINNED = {"easy": "45968fe781494c7c", "crowded": "20d68b5d765cd0ee", "full": "e93d6e862639e52b"}
+
+
+@pytest.mark.parametrize("level", list(PINNED))
+def test_scenes_of_a_level_stay_what_they_are_when_levels_are_added(level):
+    digest = hashlib.sha256()
+    for seed in (3, 10_000_001):
+        scene = make_scene(seed, level)
+        digest.update(scene.image.tobytes())
+        for mask in scene.masks:
+            digest.update(mask.tobytes())
+        digest.update(repr([q.instruction for q in scene.questions]).encode())
+        digest.update(repr(scene.layout).encode())
+    assert digest.hexdigest()[:16] == PINNED[level]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_objects_are_smaller_than_a_cell_of_the_default_marks(seed):
+    scene = make_scene(seed, "small")
+    assert all(mask.mean() < 1 / 81 for mask in scene.masks)
+
 
 @pytest.mark.parametrize("level", list(LEVELS))
 def test_same_seed_same_scene(level):

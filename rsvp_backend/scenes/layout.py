@@ -10,7 +10,7 @@ import numpy as np
 
 from rsvp_backend.scenes.shapes import DRAWINGS
 
-LevelName = Literal["easy", "crowded", "full"]
+LevelName = Literal["easy", "crowded", "full", "small"]
 SIZES_PX = ((480, 480), (640, 480), (480, 640), (512, 384), (800, 600), (400, 400), (576, 432), (1024, 768))
 SIZES_FULL_PX = (*SIZES_PX, (320, 320), (1024, 576), (576, 1024), (960, 640), (360, 480))
 
@@ -47,6 +47,9 @@ LEVELS: dict[LevelName, Level] = {
     ),
     "full": Level(
         tuple(DRAWINGS), tuple(COLOURS), (3, 7), (0.15, 0.42), 40.0, 0.5, True, True, 6, SIZES_FULL_PX
+    ),
+    "small": Level(  # easy's drawings, smaller than a cell of the default marks: what zoom is for
+        tuple(DRAWINGS)[:8], tuple(COLOURS)[:6], (2, 4), (0.04, 0.10), 15.0, 1.0, False, False, 0, SIZES_PX
     ),
 }  # fmt: skip
 
