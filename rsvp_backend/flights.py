@@ -35,7 +35,7 @@ class Flights(Generic[Value]):
         self._kept: OrderedDict[Hashable, tuple[Value, int, float]] = OrderedDict()
         self._kept_bytes = 0
 
-    def get(self, key: Hashable, compute: Callable[[], Value], deadline: Deadline) -> Value:
+    def get(self, key: Hashable, compute: Callable[[], Value], deadline: Deadline | None) -> Value:
         """The value of ``key``: kept, awaited from another thread, or computed here.
 
         Raises what ``compute`` raises (in every thread that waits for it), and `DeadlineError`.
@@ -50,7 +50,7 @@ class Flights(Generic[Value]):
         if flying is None:
             return self._compute(key, compute, own)
         try:
-            return flying.result(deadline.remaining_s)
+            return flying.result(None if deadline is None else deadline.remaining_s)
         except TimeoutError:
             if flying.done():
                 raise

@@ -14,9 +14,10 @@ from PIL import Image
 
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
 from rsvp_backend.reasoner import endpoint
-from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner, Features, Usage
+from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner, Features
 from rsvp_backend.reasoner.endpoint import EndpointConfig
 from rsvp_backend.reasoner.schema import answer_schema
+from rsvp_backend.reasoner.usage import Usage
 from rsvp_backend.types import Answer, Deadline, Marks, Query
 
 MARKS = Marks("bands", 9, 9)
@@ -52,7 +53,7 @@ def test_a_good_answer_and_the_request_behind_it() -> None:
     answer, fake, reasoner = ask(says(CUP), query=query, image_format="png")
     assert [p.object for p in answer.proposals] == ["cup"]
     assert answer.raw_texts == (CUP,)
-    assert reasoner.usage == Usage(1, 100, 20)
+    assert reasoner.usage == Usage({"answered": 1}, 100, 20)
     (body,) = fake.bodies
     assert body["model"] == "some/model"
     assert body["temperature"] == 0
