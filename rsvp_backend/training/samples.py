@@ -25,8 +25,8 @@ class Correction:
     """One region of one task, as a person left it.
 
     ``load_image`` gives the upright RGB image when it is needed. ``mask``: bool ``(height, width)`` of the image, all
-    False where `Origin.REFUSED`. ``crop``: where to look, image pixels, padded as the pipeline pads. ``key`` is the same
-    at every reading of the same content, and ``task`` the same for all regions of a task.
+    False where `Origin.REFUSED`. ``crop``: where to look, image pixels, padded as the pipeline pads. ``key`` is the
+    same at every reading of the same content, ``task`` the same for all regions of a task.
     """
 
     key: str
