@@ -1,4 +1,4 @@
-"""RSVP in one file (arXiv 2506.04277, section 3): mark -> ask -> box -> crop -> segment -> paste.
+"""RSVP in one file (arXiv 2506.04277, section 3): mark -> ask -> box -> (zoom) -> crop -> segment -> paste.
 
 Every failure that one image can cause ends as an `Outcome` with its reason; programming errors still raise.
 """
@@ -13,9 +13,12 @@ from PIL import Image
 
 from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
-from rsvp_backend.grid import draw_marks, fit_marks, regions_box
+from rsvp_backend.grid import draw_marks, fit_marks
+from rsvp_backend.phrases import taken_as_name
+from rsvp_backend.targets import choose_targets, distinct
 from rsvp_backend.timing import timed
 from rsvp_backend.types import (
+    Answer,
     Box,
     Deadline,
     EmptyReason,
@@ -30,15 +33,21 @@ from rsvp_backend.types import (
     Segmenter,
     Trace,
 )  # fmt: skip
+from rsvp_backend.zoom import Closer, Zoom
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """All that changes predictions besides the two models. ``padding``: share of the box added to its size."""
+    """All that changes predictions besides the two models. ``padding``: share of the box added to its size.
+
+    ``text_only``: plain noun phrases are segmented in the whole image, without the reasoner (see `phrases`).
+    """
 
     marks: Marks = field(default_factory=Marks)
     padding: float = 0.2
     cleanup: masks.Cleanup = field(default_factory=masks.Cleanup)
+    zoom: Zoom = field(default_factory=Zoom)
+    text_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.padding <= 2.0:
@@ -68,26 +77,34 @@ class RSVP:
         trace = Trace(instruction=instruction)
         if not instruction.strip():
             return Outcome.empty(EmptyReason.NO_INSTRUCTION, "the instruction is empty", trace)
-        timings: dict[str, float] = {}
+        query, timings = Query(instruction, labels), dict[str, float]()
+        trace = replace(trace, timings_s=timings)
         try:
-            with timed(timings, "mark"):
-                prompt = self._visual_prompt(image)
-            trace = replace(trace, visual_prompt=prompt, timings_s=timings)
-            with timed(timings, "reason"):
-                answer = self.reasoner.propose(prompt, Query(instruction, labels), self.config.marks, deadline)
-            trace = replace(trace, raw_texts=answer.raw_texts, proposals=answer.proposals)
-            targets, reason, detail = self._targets(answer.proposals, image)
-            if not targets:
-                return Outcome.empty(reason, detail, trace)
-            trace = replace(trace, crops=tuple(box for _, box in targets))
+            answer = taken_as_name(query, self.config.marks) if self.config.text_only else None
+            if answer is None:
+                with timed(timings, "mark"):
+                    prompt = self._visual_prompt(image)
+                trace = replace(trace, visual_prompt=prompt)
+                with timed(timings, "reason"):
+                    answer = self.reasoner.propose(prompt, query, self.config.marks, deadline)
+            choice = choose_targets(answer.proposals, self.config.marks, *image.size)
+            trace = replace(trace, raw_texts=answer.raw_texts, proposals=answer.proposals, notes=choice.notes)
+            if not choice.targets:
+                return Outcome.empty(choice.reason, choice.detail, trace)
+            closer = self._closer(image, query, deadline, timings.get("reason", 0.0))
+            targets = closer.look(choice.targets, unsure=len(answer.raw_texts) > 1)
+            timings |= {"zoom": sum(step.seconds for step in closer.steps)} if closer.steps else {}
+            crops = tuple(target.box.padded(self.config.padding, *image.size) for target in targets)
+            trace = replace(trace, crops=crops, zooms=tuple(closer.steps))
             if deadline is not None and deadline.expired:
                 raise DeadlineError("the time of this request was over after the reasoner's answer")
             with timed(timings, "segment"):
-                prompts = [Prompt(box, proposal.object) for proposal, box in targets]
+                prompts = [Prompt(crop, target.proposal.object) for target, crop in zip(targets, crops, strict=True)]
                 found = self.segmenter.segment([image] * len(prompts), prompts)
             with timed(timings, "paste"):
-                made = (self.instance(p, b, s, image) for (p, b), s in zip(targets, found, strict=True))
-                instances = tuple(instance for instance in made if instance is not None)
+                cut = zip(targets, crops, found, strict=True)
+                made = [self.instance(target.proposal, crop, one, image) for target, crop, one in cut]
+                instances, notes = distinct([instance for instance in made if instance is not None])
         except AnswerError as error:
             return Outcome.empty(EmptyReason.INVALID_ANSWER, str(error), replace(trace, raw_texts=error.raw_texts))
         except DeadlineError as error:
@@ -96,10 +113,17 @@ class RSVP:
             return Outcome.empty(EmptyReason.REASONER_FAILED, str(error), trace)
         except SegmenterError as error:
             return Outcome.empty(EmptyReason.SEGMENTER_FAILED, str(error), trace)
+        missing = [target.proposal.object for target, one in zip(targets, made, strict=True) if one is None]
+        detail = f"the segmenter found no pixel of: {', '.join(missing)}"
         if not instances:
-            objects = ", ".join(proposal.object for proposal, _ in targets)
-            return Outcome.empty(EmptyReason.EMPTY_MASK, f"the segmenter found no pixel of: {objects}", trace)
-        return Outcome(instances, trace)
+            return Outcome.empty(EmptyReason.EMPTY_MASK, detail, trace)
+        return Outcome(instances, replace(trace, notes=(*trace.notes, *notes, *([detail] if missing else ()))))
+
+    def _closer(self, image: Image.Image, query: Query, deadline: Deadline | None, call_s: float) -> Closer:
+        def ask(picture: Image.Image, limit: Deadline | None) -> Answer:
+            return self.reasoner.propose(self._visual_prompt(picture), query, self.config.marks, limit)
+
+        return Closer(ask, image, self.config.zoom, self.config.marks, deadline, call_s)
 
     def _visual_prompt(self, image: Image.Image) -> Image.Image:
         canvas = self.reasoner.canvas_px
@@ -108,22 +132,6 @@ class RSVP:
         elif canvas is None and self.reasoner.max_side_px is not None:
             image = fit_marks(image, self.config.marks, self.reasoner.max_side_px)
         return draw_marks(image, self.config.marks)
-
-    def _targets(
-        self, proposals: tuple[Proposal, ...], image: Image.Image
-    ) -> tuple[list[tuple[Proposal, Box]], EmptyReason, str]:
-        """The proposals to segment with their padded crop boxes; else why there are none."""
-        present = [proposal for proposal in proposals if proposal.present]
-        if not present:
-            reasoning = " ".join(p.reasoning for p in proposals if p.reasoning)
-            return [], EmptyReason.ABSENT, reasoning or "the reasoner proposed nothing"
-        targets = []
-        for proposal in present:
-            box = regions_box(proposal.regions, self.config.marks, image.width, image.height)
-            if box is not None:
-                targets.append((proposal, box.padded(self.config.padding, image.width, image.height)))
-        detail = f"the reasoner names no region for: {', '.join(p.object for p in present)}"
-        return targets, EmptyReason.NO_REGIONS, detail
 
     def instance(self, proposal: Proposal, box: Box, found: Segmentation, image: Image.Image) -> Instance | None:
         """The cleaned mask of ``found`` in the whole image, with what ``proposal`` says of it; None if it is empty."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsvp_backend.types import Instance, Outcome
+from rsvp_backend.types import Instance, Outcome, ZoomStep
 
 log = logging.getLogger(__name__)
 MAX_IN_MEMORY = 200
@@ -32,9 +32,21 @@ def trace_record(outcome: Outcome) -> dict[str, Any]:
         "instances": [_instance(instance) for instance in outcome.instances],
         "proposals": [asdict(proposal) for proposal in trace.proposals],
         "crops_xyxy": [box.xyxy for box in trace.crops],
+        "zooms": [_zoom(step) for step in trace.zooms],
         "raw_texts": list(trace.raw_texts),
         "timings_s": {stage: round(seconds, 4) for stage, seconds in trace.timings_s.items()},
         "notes": list(trace.notes),
+    }
+
+
+def _zoom(step: ZoomStep) -> dict[str, Any]:
+    return {
+        "object": step.object,
+        "window_xyxy": step.window.xyxy,
+        "found_xyxy": None if step.found is None else step.found.xyxy,
+        "note": step.note,
+        "raw_texts": list(step.raw_texts),
+        "seconds": round(step.seconds, 4),
     }
 
 

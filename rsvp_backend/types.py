@@ -166,6 +166,21 @@ class EmptyReason(StrEnum):
     INTERNAL = "internal"
 
 
+@dataclass(frozen=True, slots=True)
+class ZoomStep:
+    """One closer look at a target: ``window`` is the part of the image that was marked and asked about again.
+
+    ``found``: the finer box in image pixels; None where the coarser one was kept, and ``note`` says why.
+    """
+
+    object: str
+    window: Box
+    raw_texts: tuple[str, ...] = ()
+    found: Box | None = None
+    note: str = ""
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """What happened on the way. ``timings_s`` by stage name; ``notes`` are warnings in the order they arose."""
@@ -175,6 +190,7 @@ class Trace:
     raw_texts: tuple[str, ...] = ()
     proposals: tuple[Proposal, ...] = ()
     crops: tuple[Box, ...] = ()
+    zooms: tuple[ZoomStep, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ import pytest
 import rsvp_backend
 
 ROOT = Path(rsvp_backend.__file__).parent
-CORE = {"types", "errors", "grid", "masks", "pipeline", "refinement", "timing", "flights"}
+CORE = {"types", "errors", "grid", "masks", "pipeline", "refinement", "timing", "flights", "targets", "zoom", "phrases"}
 MODELS = {"reasoner", "vlsm", "training", "evaluation", "scenes"}
 OUTSIDE_OF_CORE = {
     "fastapi", "starlette", "uvicorn", "httpx", "httpx2", "httpcore", "requests", "openai", "label_studio_sdk",
