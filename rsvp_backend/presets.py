@@ -43,9 +43,13 @@ def build(settings: Settings) -> RSVP:
 
 def _reasoner(spec: str, settings: Settings) -> tuple[Reasoner, Marks]:
     """The reasoner and the marks to draw: those that it was trained on, where it says so."""
-    if spec == "demo" or spec.startswith("hf:"):
-        return _local(DEMO_ASSETS / "reasoner" if spec == "demo" else Path(spec.removeprefix("hf:")), settings)
-    return _remote(spec, settings), _marks(settings)
+    if spec == "demo":
+        return _local(DEMO_ASSETS / "reasoner", settings)
+    if spec.startswith("hf:"):
+        reasoner, marks = _local(Path(spec.removeprefix("hf:")), settings)
+    else:
+        reasoner, marks = _remote(spec, settings), _marks(settings)
+    return _cached(reasoner, settings), marks
 
 
 def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
@@ -65,17 +69,46 @@ def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
 
 
 def _remote(spec: str, settings: Settings) -> Reasoner:
-    from rsvp_backend.reasoner.chat import OPENAI_URL, ChatConfig, ChatReasoner
+    from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner
     from rsvp_backend.reasoner.endpoint import EndpointConfig
+    from rsvp_backend.reasoner.usage import Budget, Prices
+
+    url, model, key = _address(spec, settings)
+    config = ChatConfig(
+        model,
+        EndpointConfig(url, key, settings.reasoner_timeout_s, concurrency=settings.reasoner_concurrency),
+        max_tokens=settings.reasoner_max_tokens,
+        image_px=settings.reasoner_image_px,
+        prices=Prices(settings.reasoner_price_in or 0.0, settings.reasoner_price_out or 0.0),
+        budget=Budget(settings.reasoner_budget_per_hour, settings.reasoner_calls_per_hour),
+    )
+    return ChatReasoner(config)
+
+
+def _address(spec: str, settings: Settings) -> tuple[str, str, str | None]:
+    """Base URL, model and API key."""
+    from rsvp_backend.reasoner.chat import OPENAI_URL
 
     key = settings.reasoner_api_key.get_secret_value() if settings.reasoner_api_key else None
     if spec.startswith("openai:"):
-        url, model = OPENAI_URL, spec.removeprefix("openai:")
         if key is None:
             raise SettingsError(f"RSVP_REASONER is {spec!r}, which needs an API key: set RSVP_REASONER_API_KEY")
-    else:
-        url, _, model = spec.partition("#")
-    return ChatReasoner(ChatConfig(model, EndpointConfig(url, key, settings.reasoner_timeout_s)))
+        return OPENAI_URL, spec.removeprefix("openai:"), key
+    url, _, model = spec.partition("#")
+    if "?" in url:
+        raise SettingsError(
+            "RSVP_REASONER's address holds a query (?...): the base address is expected; Azure's, which needs no "
+            "api-version, is https://RESOURCE.openai.azure.com/openai/v1#DEPLOYMENT"
+        )
+    return url, model, key
+
+
+def _cached(reasoner: Reasoner, settings: Settings) -> Reasoner:
+    """Around models that take seconds and money; the demo's is quicker asked than looked up."""
+    from rsvp_backend.reasoner.cache import AnswerStore, CachedReasoner
+
+    folder = settings.answer_cache
+    return CachedReasoner(reasoner, AnswerStore(folder, settings.answer_cache_bytes) if folder else None)
 
 
 def _segmenter(spec: str, settings: Settings) -> Segmenter:

@@ -47,6 +47,34 @@ class Settings(BaseSettings):
     )
     reasoner_api_key: SecretStr | None = Field(None, description="API key of a remote reasoner")
     reasoner_timeout_s: Seconds = Field(60.0, description="time for one answer of a remote reasoner, seconds")
+    reasoner_max_tokens: int = Field(
+        2048, ge=64, le=131072, description="longest answer of a remote reasoner, its thinking included, tokens"
+    )
+    reasoner_image_px: int = Field(
+        1024, ge=256, le=8192, description="longest side of the images sent to a remote reasoner, pixels"
+    )
+    reasoner_concurrency: int = Field(4, ge=1, le=256, description="calls to a remote reasoner at a time")
+    reasoner_price_in: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="price of a remote reasoner's million input tokens, any currency"
+    )
+    reasoner_price_out: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="price of its million output tokens, same currency"
+    )
+    reasoner_budget_per_hour: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="cost of a remote reasoner in any 60 minutes, in the prices' currency, that stops further calls",
+    )
+    reasoner_calls_per_hour: int | None = Field(
+        None, ge=1, description="calls to a remote reasoner in any 60 minutes that stop further ones"
+    )
+    answer_cache: Path | None = Field(
+        None, description="folder where answers of a reasoner (other than `demo`) are kept; none: not kept"
+    )
+    answer_cache_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="answers kept there, bytes; the oldest are dropped"
+    )
     vlsm: str | None = Field(
         None,
         description="stage 2 in place of the preset's: `demo`; `OWNER/NAME[@REVISION]` on Hugging Face "
@@ -162,6 +190,11 @@ class Settings(BaseSettings):
     def _pairs_are_whole(self) -> Self:
         if self.label_studio_token is not None and self.label_studio_url is None:
             raise ValueError("RSVP_LABEL_STUDIO_TOKEN is set, RSVP_LABEL_STUDIO_URL is not: set whose token it is")
+        if self.reasoner_budget_per_hour is not None and None in (self.reasoner_price_in, self.reasoner_price_out):
+            raise ValueError(
+                "RSVP_REASONER_BUDGET_PER_HOUR is set, a price is not: set RSVP_REASONER_PRICE_IN and "
+                "RSVP_REASONER_PRICE_OUT, or limit RSVP_REASONER_CALLS_PER_HOUR"
+            )
         if (self.basic_auth_user is None) != (self.basic_auth_password is None):
             raise ValueError("RSVP_BASIC_AUTH_USER and RSVP_BASIC_AUTH_PASSWORD go together: set both or none")
         return self

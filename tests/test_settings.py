@@ -9,6 +9,10 @@ import pytest
 from rsvp_backend import presets
 from rsvp_backend.errors import SettingsError
 from rsvp_backend.masks import Cleanup
+from rsvp_backend.reasoner.cache import AnswerStore, CachedReasoner
+from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner
+from rsvp_backend.reasoner.endpoint import EndpointConfig
+from rsvp_backend.reasoner.usage import Budget, Prices
 from rsvp_backend.settings import Settings, load_settings, settings_markdown, settings_rows
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter
 
@@ -66,6 +70,14 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_LOG_LEVEL", "LOUD", "'WARNING'"),
         ("RSVP_REASONER", "gpt-4o", "openai:MODEL"),
         ("RSVP_REASONER", "http://host/v1", "#MODEL"),
+        ("RSVP_REASONER_MAX_TOKENS", "63", "greater than or equal to 64"),
+        ("RSVP_REASONER_IMAGE_PX", "100", "greater than or equal to 256"),
+        ("RSVP_REASONER_CONCURRENCY", "0", "greater than or equal to 1"),
+        ("RSVP_REASONER_PRICE_IN", "-1", "greater than or equal to 0"),
+        ("RSVP_REASONER_PRICE_OUT", "nan", "finite number"),
+        ("RSVP_REASONER_BUDGET_PER_HOUR", "0", "greater than 0"),
+        ("RSVP_REASONER_CALLS_PER_HOUR", "0", "greater than or equal to 1"),
+        ("RSVP_ANSWER_CACHE_BYTES", "1", "greater than or equal to 65536"),
         ("RSVP_VLSM", "https://huggingface.co/YxZhang/evf-sam", "OWNER/NAME[@REVISION]"),
         ("RSVP_VLSM", "hf:YxZhang/evf-sam", "OWNER/NAME[@REVISION]"),
         ("RSVP_LABEL_STUDIO_URL", "localhost:8080", "http://localhost:8080"),
@@ -140,6 +152,51 @@ def test_every_setting_has_a_meaning_and_the_readme_shows_the_same_table() -> No
     assert all(meaning for _, _, meaning in settings_rows())
     shown = README.read_text(encoding="utf-8").split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
     assert shown.strip() == settings_markdown()
+
+
+def test_a_budget_needs_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSVP_REASONER_BUDGET_PER_HOUR", "2")
+    monkeypatch.setenv("RSVP_REASONER_PRICE_IN", "2.5")
+    with pytest.raises(SettingsError, match="RSVP_REASONER_PRICE_OUT"):
+        load_settings()
+    monkeypatch.setenv("RSVP_REASONER_PRICE_OUT", "0")
+    assert load_settings().reasoner_budget_per_hour == 2
+
+
+def test_the_remote_reasoners_settings_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {
+        "": "https://host/v1#org/model", "_API_KEY": "a-key", "_TIMEOUT_S": "7", "_MAX_TOKENS": "99",
+        "_IMAGE_PX": "512", "_CONCURRENCY": "3", "_PRICE_IN": "2.5", "_PRICE_OUT": "10", "_BUDGET_PER_HOUR": "1.5",
+        "_CALLS_PER_HOUR": "100",
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(f"RSVP_REASONER{name}", value)
+    monkeypatch.setenv("RSVP_ANSWER_CACHE", str(tmp_path))
+    monkeypatch.setenv("RSVP_ANSWER_CACHE_BYTES", "70000")
+    cached = presets.build(load_settings()).reasoner
+    assert isinstance(cached, CachedReasoner)
+    assert cached.store == AnswerStore(tmp_path, 70_000)
+    assert isinstance(cached.inner, ChatReasoner)
+    assert cached.inner.config == ChatConfig(
+        "org/model",
+        EndpointConfig("https://host/v1", "a-key", 7.0, concurrency=3),
+        max_tokens=99,
+        image_px=512,
+        prices=Prices(2.5, 10.0),
+        budget=Budget(1.5, 100),
+    )
+
+
+def test_answers_are_kept_by_a_setting_only_and_never_the_demos(tmp_path: Path) -> None:
+    remote = presets.build(load_settings(reasoner="http://host/v1#m")).reasoner
+    assert isinstance(remote, CachedReasoner)
+    assert remote.store is None
+    assert not isinstance(presets.build(load_settings(answer_cache=tmp_path)).reasoner, CachedReasoner)
+
+
+def test_a_query_in_a_base_address_is_refused() -> None:
+    with pytest.raises(SettingsError, match="openai/v1#DEPLOYMENT"):
+        presets.build(load_settings(reasoner="https://x.openai.azure.com/openai?api-version=2024-10-21#gpt-4o"))
 
 
 def test_the_vlsms_settings_reach_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -39,15 +39,19 @@ def question_key(visual_prompt: Image.Image, query: Query, marks: Marks, version
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
 class AnswerStore:
     """Answers in one SQLite file, the oldest ones dropped beyond ``max_bytes``; shared by threads and processes.
 
     A file that is damaged, locked or out of reach is logged and never fails a question.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = 256 * 2**20) -> None:
-        self.path = folder / FILE_NAME
-        self._max_bytes = max_bytes
+    folder: Path
+    max_bytes: int = 256 * 2**20
+
+    @property
+    def path(self) -> Path:
+        return self.folder / FILE_NAME
 
     def get(self, key: str) -> Answer | None:
         with self._guarded(), self._open() as database:
@@ -67,14 +71,14 @@ class AnswerStore:
 
     def _drop_oldest(self, database: sqlite3.Connection) -> None:
         (total_bytes,) = database.execute("SELECT sum(bytes) FROM answers").fetchone()
-        while total_bytes > self._max_bytes:
+        while total_bytes > self.max_bytes:
             row_id, size_bytes = database.execute("SELECT rowid, bytes FROM answers ORDER BY rowid LIMIT 1").fetchone()
             database.execute("DELETE FROM answers WHERE rowid = ?", (row_id,))
             total_bytes -= size_bytes
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=LOCK_WAIT_S)) as database:
             database.execute(_TABLE)
             database.execute(_INDEX)
@@ -100,7 +104,7 @@ class CachedReasoner:
 
     def __init__(self, inner: Reasoner, store: AnswerStore | None = None) -> None:
         self.inner = inner
-        self._store = store
+        self.store = store
         self._flights: Flights[Answer] = Flights(lambda _: None)
         self._counts: Counter[str] = Counter({"stored": 0, "shared": 0, "asked": 0})
         self._lock = threading.Lock()
@@ -147,14 +151,14 @@ class CachedReasoner:
     def _compute(
         self, key: str, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None
     ) -> Answer:
-        stored = self._store.get(key) if self._store is not None else None
+        stored = self.store.get(key) if self.store is not None else None
         if stored is not None:
             self._count("stored")
             return stored
         self._count("asked")
         answer = self.inner.propose(visual_prompt, query, marks, deadline)
-        if self._store is not None:
-            self._store.put(key, answer, query, self.version)
+        if self.store is not None:
+            self.store.put(key, answer, query, self.version)
         return answer
 
     def _count(self, name: str) -> None:
