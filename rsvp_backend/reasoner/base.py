@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -31,12 +32,17 @@ class Message:
 class MllmReasoner(ABC):
     """A `Reasoner` on top of any model that continues a conversation; implementations add `complete`.
 
-    ``prompt``: a prompt's name, or None for ``rsvp_<kind of the marks>``.
+    ``prompt``: the name of the prompt that the model was trained on, which it keeps; None for ``rsvp_<kind of the
+    marks>``, from the folder ``prompts`` as far as that has them.
     """
 
-    def __init__(self, prompt: str | None = None, canvas_px: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, prompt: str | None = None, canvas_px: tuple[int, int] | None = None, prompts: Path | None = None
+    ) -> None:
         names = (prompt,) if prompt else ("rsvp_bands", "rsvp_cells")
-        self._prompts = {name: Prompt.load(name) for name in names}
+        if prompt and prompts:
+            log.warning("the prompts in %s are not used: the model was trained on its own, %r", prompts, prompt)
+        self._prompts = {name: Prompt.load(name, None if prompt else prompts) for name in names}
         self._canvas_px = canvas_px
 
     @property
@@ -71,7 +77,7 @@ class MllmReasoner(ABC):
         question = Message("user", prompt.ask(query, marks), visual_prompt.convert("RGB"))
         first = self.complete((question,), schema, deadline)
         try:
-            return Answer(parse(first, marks, query.labels), (first,))
+            return Answer(parse(first, marks, query.labels, query.instruction), (first,))
         except AnswerError as error:
             problem = str(error)
         log.info("invalid answer (%s): asking for a repair", problem)
@@ -87,7 +93,7 @@ class MllmReasoner(ABC):
         self, second: str, first: str, problem: str, marks: Marks, query: Query
     ) -> tuple[Proposal, ...]:
         try:
-            return parse(second, marks, query.labels)
+            return parse(second, marks, query.labels, query.instruction)
         except AnswerError as error:
             message = f"invalid answer: {problem}; after the repair try: {error}"
             raise AnswerError(message, (first, second)) from None

@@ -13,6 +13,7 @@ import logging
 import re
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -36,7 +37,7 @@ _TOO_LARGE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ChatConfig:
-    """Whom to ask and how. ``prompt``, ``canvas_px``: see `MllmReasoner`. ``max_tokens`` bounds an answer.
+    """Whom to ask and how. ``prompt``, ``canvas_px``, ``prompts``: see `MllmReasoner`. ``max_tokens`` bounds an answer.
 
     ``image_px``: the longest side of the images sent, see `Reasoner.max_side_px`; None for no limit.
     """
@@ -50,6 +51,7 @@ class ChatConfig:
     image_px: int | None = 1024
     prices: Prices = field(default_factory=Prices)
     budget: Budget = field(default_factory=Budget)
+    prompts: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class ChatReasoner(MllmReasoner):
     """A `Reasoner` behind an HTTP endpoint. Making one sends nothing."""
 
     def __init__(self, config: ChatConfig) -> None:
-        super().__init__(config.prompt, config.canvas_px)
+        super().__init__(config.prompt, config.canvas_px, config.prompts)
         self.config = config
         self.meter = Meter(config.model, config.prices, config.budget, config.max_tokens)
         self._features = Features()

@@ -36,9 +36,15 @@ class LoadedModel:
 class LocalReasoner(MllmReasoner):
     """A `Reasoner` that owns a model, its device and a lock: one answer is generated at a time, greedily."""
 
-    def __init__(self, loaded: LoadedModel, marker: Marker | None = None, max_new_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        marker: Marker | None = None,
+        max_new_tokens: int = 512,
+        prompts: Path | None = None,
+    ) -> None:
         marker = marker or Marker()
-        super().__init__(marker.prompt, marker.canvas_px)
+        super().__init__(marker.prompt, marker.canvas_px, prompts)
         self.name, self.model, self.processor = marker.name or loaded.name, loaded.model, loaded.processor
         self._marks = marker.marks
         self._lock = threading.Lock()
@@ -49,9 +55,15 @@ class LocalReasoner(MllmReasoner):
 
     @classmethod
     def load(
-        cls, name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto", max_new_tokens: int = 512
+        cls,
+        name_or_folder: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_new_tokens: int = 512,
+        prompts: Path | None = None,
     ) -> LocalReasoner:
-        """Load a folder, or a model of the Hugging Face hub by its name.
+        """Load a folder, or a model of the Hugging Face hub by its name. ``prompts``: see `MllmReasoner`.
 
         ``device``: ``auto`` or what torch calls it; ``dtype``: ``auto`` (float32 on CPU, else bfloat16 or float16) or
         torch's name of one. Raises `WeightsError`.
@@ -74,7 +86,7 @@ class LocalReasoner(MllmReasoner):
             raise WeightsError(f"{source} has no chat template: a model trained for conversations is expected")
         digest = folder_digest(folder) if folder.is_dir() else str(model.config._commit_hash)
         log.info("reasoner %s loaded on %s as %s", source, place, kind)
-        return cls(LoadedModel(folder.name, model, processor, digest), marker, max_new_tokens)
+        return cls(LoadedModel(folder.name, model, processor, digest), marker, max_new_tokens, prompts)
 
     @property
     def version(self) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from rsvp_backend.errors import AnswerError
 from rsvp_backend.reasoner.schema import MAX_PROPOSALS, region_fields
-from rsvp_backend.reasoner.text import one_line
+from rsvp_backend.reasoner.text import as_data, one_line
 from rsvp_backend.types import Marks, Proposal, Regions
 
 MAX_ANSWER_CHARS = 50_000
@@ -24,15 +25,22 @@ _AFTER_START = re.compile(rf"<{_TAG}>.*", re.DOTALL | re.IGNORECASE)
 _JSON_START = re.compile(r'\{\s*["}]|\[\s*\{')
 
 
-def parse(text: str, marks: Marks, labels: tuple[str, ...] = ()) -> tuple[Proposal, ...]:
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
+
+
+def parse(text: str, marks: Marks, labels: tuple[str, ...] = (), instruction: str = "") -> tuple[Proposal, ...]:
     """The proposals in ``text``; where it holds several whole answers, the last one counts.
 
-    Ids are sorted and unique. An absent object keeps no ids; a present one may have none. Raises `AnswerError` with
-    what is wrong.
+    JSON that ``instruction`` itself holds is an echo of it, never an answer. Ids are sorted and unique. An absent
+    object keeps only ids that exist; a present one may have none. Raises `AnswerError` with what is wrong.
     """
     if len(text) > MAX_ANSWER_CHARS:
         raise AnswerError(f"the answer has {len(text)} characters: at most {MAX_ANSWER_CHARS} are expected")
-    items = _find_answer(without_thinking(text))
+    items = _find_answer(without_thinking(text), _json_values(instruction))
     if len(items) > MAX_PROPOSALS:
         raise AnswerError(f"there are {len(items)} proposals: at most {MAX_PROPOSALS} are expected")
     return tuple(_proposal(item, f"proposals[{i}]", marks, labels) for i, item in enumerate(items))
@@ -46,18 +54,33 @@ def without_thinking(text: str) -> str:
     return _AFTER_START.sub("", _BEFORE_END.sub("", _THINKING.sub("", text))).strip()
 
 
-def _find_answer(text: str) -> list[Any]:
-    """The list of raw proposals. Parts of a broken outer object never count as an answer."""
-    decoder = json.JSONDecoder(strict=False, parse_constant=_refuse_constant)
+def _json_values(text: str) -> list[Any]:
+    """Every JSON object and list in ``text`` and on its one line, whole or part of another, each as a value."""
+    values: list[Any] = []
+    for form in {text, as_data(text)}:
+        at = 0
+        while match := _JSON_START.search(form, at):
+            at = match.start() + 1
+            with suppress(ValueError, RecursionError):
+                values.append(_DECODER.raw_decode(form, match.start())[0])
+    return values
+
+
+def _find_answer(text: str, echoes: list[Any]) -> list[Any]:
+    """The list of raw proposals. Parts of a broken outer object never count as an answer, nor do ``echoes``."""
     whole: Any = None
     bare: list[list[Any]] = []
     problem = ""
     at = 0
     while match := _JSON_START.search(text, at):
         try:
-            value, at = decoder.raw_decode(text, match.start())
+            value, end = _DECODER.raw_decode(text, match.start())
+            is_echo = value in echoes
         except (ValueError, RecursionError) as error:
             problem, at = _syntax_problem(error), match.start() + 1
+            continue
+        at = end
+        if is_echo:
             continue
         if isinstance(value, list) and len(value) == 1:  # the answer in a list of its own
             (value,) = value
@@ -86,7 +109,12 @@ def _proposal(item: Any, where: str, marks: Marks, labels: tuple[str, ...]) -> P
     name = _text(item, "object", where)
     if len(name) > MAX_OBJECT_CHARS or (present and not name):
         raise AnswerError(f"{where}.object has {len(name)} characters: 1 to {MAX_OBJECT_CHARS} are expected")
-    regions = _regions(item, where, marks) if present else Regions()
+    try:
+        regions = _regions(item, where, marks)
+    except AnswerError:
+        if present:
+            raise
+        regions = Regions()
     return Proposal(name, present, regions, _text(item, "reasoning", where), _label(item, where, labels))
 
 
@@ -133,10 +161,6 @@ def _as_list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise AnswerError(f"proposals is {_shown(value)}: a list is expected")
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _syntax_problem(error: ValueError | RecursionError) -> str:
