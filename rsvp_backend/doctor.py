@@ -13,8 +13,16 @@ from rsvp_backend.answers import read_task, shown_uri
 from rsvp_backend.errors import RsvpError
 from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
+from rsvp_backend.metrics import meter_of
+from rsvp_backend.pipeline import RSVP
+from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, make_scene
 from rsvp_backend.server import make_fetcher
 from rsvp_backend.settings import Settings
+from rsvp_backend.types import Deadline, EmptyReason
+
+_NO_ANSWER = frozenset(
+    {EmptyReason.REASONER_FAILED, EmptyReason.INVALID_ANSWER, EmptyReason.DEADLINE, EmptyReason.SEGMENTER_FAILED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +77,37 @@ def _image(settings: Settings, client: LabelStudioClient, project: int, config: 
 
 def _models(settings: Settings) -> Iterator[Finding]:
     try:
-        rsvp = presets.build(settings)
+        rsvp = presets.build(settings.model_copy(update={"answer_cache": None}))  # a kept answer would prove nothing
     except RsvpError as error:
         yield Finding("problem", f"models: {error}")
         return
     yield Finding("ok", f"models: {rsvp.version} (reasoner {rsvp.reasoner.version})")
+    yield _question(rsvp, settings)
+
+
+def _question(rsvp: RSVP, settings: Settings) -> Finding:
+    """One question on a drawn scene: what a wrong model says is still an answer, its form is what is checked."""
+    scene = make_scene(EVALUATION_SEEDS_FROM + 1, "easy")
+    asked = next(question for question in scene.questions if question.kind == "function")
+    outcome = rsvp(scene.image, asked.instruction, deadline=Deadline.after(settings.predict_timeout_s))
+    took = f"{outcome.trace.timings_s.get('reason', 0.0):.2f} s{_spent(rsvp)}"
+    question = f"question {asked.instruction!r} ({asked.object} is right)"
+    if outcome.reason in _NO_ANSWER:
+        return Finding("problem", f"{question}: {outcome.reason}: {outcome.detail}; {took}")
+    answers = "; ".join(f"{p.object if p.present else 'nothing'} ({p.reasoning})" for p in outcome.trace.proposals)
+    return Finding("ok", f"{question}: {answers or 'nothing'}; {took}")
+
+
+def _spent(rsvp: RSVP) -> str:
+    """Tokens and cost since start, for a reasoner that counts them."""
+    meter = meter_of(rsvp.reasoner)
+    if meter is None:
+        return ""
+    usage = meter.usage
+    calls = sum(usage.calls.values())
+    tokens = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"
+    priced = f", cost {usage.cost:.4g}" if usage.cost else ""
+    return f", {calls} call{'' if calls == 1 else 's'}, {tokens}{priced}"
 
 
 def _get(client: LabelStudioClient, path: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from rsvp_backend.labelstudio.hints import drawn_hints, read_hints
 from rsvp_backend.labelstudio.images import ImageFetcher
 from rsvp_backend.labelstudio.instructions import prompt_text
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
+from rsvp_backend.metrics import Metrics
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.refinement import refine
 from rsvp_backend.timing import timed
@@ -87,6 +88,7 @@ class Engine:
         self._fetcher = fetcher
         self._instruction_field = instruction_field
         self.traces = traces or TraceLog()
+        self.metrics = Metrics()
         self._flights = Flights(_kept_bytes)
         self._images = Flights(_image_bytes, CLICKED_IMAGES)
         self._prompts: LRUCache[tuple[str, int | None], str] = LRUCache(MAX_PROMPTS)
@@ -152,6 +154,7 @@ class Engine:
         try:
             self._rsvp = self._build()
             self._version = self._rsvp.version
+            self.metrics.watch(self._rsvp.reasoner)
         except Exception as error:  # whatever a model library raises must reach /health and /setup
             self._rsvp = None
             self.failure = str(error) if isinstance(error, RsvpError) else f"{type(error).__name__}: {error}"
@@ -231,6 +234,7 @@ class Engine:
         """The outcome with its labels settled, its trace written and its picture let go."""
         outcome = settle_labels(outcome, question.config)
         outcome = replace(outcome, trace=replace(outcome.trace, timings_s=timings_s | dict(outcome.trace.timings_s)))
+        self.metrics.observe(outcome)
         trace_id = self.traces.add(
             outcome,
             task=question.task_id,
@@ -243,6 +247,7 @@ class Engine:
 
     def _refused(self, reason: EmptyReason, detail: str, task: Mapping[str, Any], batch: Batch) -> _Answered:
         outcome = Outcome.empty(reason, detail, Trace(instruction=""))
+        self.metrics.observe(outcome)
         trace_id = self.traces.add(outcome, task=task.get("id"), project=batch.project, model_version=self.version)
         log.warning("task %s: empty, %s: %s (trace %s)", task.get("id"), reason, detail, trace_id)
         return _Answered(outcome, trace_id)

@@ -28,6 +28,7 @@ from rsvp_backend.errors import LabelConfigError
 from rsvp_backend.labelstudio.auth import TokenAuth
 from rsvp_backend.labelstudio.images import ImageFetcher, ImageLimits
 from rsvp_backend.labelstudio.tags import parse_label_config
+from rsvp_backend.metrics import CONTENT_TYPE
 from rsvp_backend.settings import Settings
 from rsvp_backend.traces import TraceLog
 from rsvp_backend.types import Deadline
@@ -120,7 +121,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.include_router(_open_routes(engine, auth))
     app.include_router(_label_studio_routes(settings, engine), dependencies=[Depends(auth.require)])
-    app.include_router(_trace_routes(engine), dependencies=[Depends(auth.require)])
+    app.include_router(_watching_routes(engine), dependencies=[Depends(auth.require)])
     return app
 
 
@@ -150,7 +151,7 @@ def _label_studio_routes(settings: Settings, engine: Engine) -> APIRouter:
 
     @router.get("/")
     async def index() -> JSON:
-        routes = ["/health", "/setup", "/predict", "/versions", "/webhook", "/traces"]
+        routes = ["/health", "/setup", "/predict", "/versions", "/webhook", "/traces", "/metrics"]
         return {"name": "rsvp-backend", "version": __version__, "routes": routes, **_state(engine)}
 
     @router.post("/setup")
@@ -193,8 +194,12 @@ def _label_studio_routes(settings: Settings, engine: Engine) -> APIRouter:
     return router
 
 
-def _trace_routes(engine: Engine) -> APIRouter:
+def _watching_routes(engine: Engine) -> APIRouter:
     router = APIRouter()
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
 
     @router.get("/traces")
     async def traces() -> JSON:
