@@ -14,6 +14,7 @@ from rsvp_backend.masks import Cleanup
 from rsvp_backend.pipeline import RSVP, PipelineConfig
 from rsvp_backend.settings import Settings
 from rsvp_backend.types import Marks, Reasoner, Segmenter
+from rsvp_backend.zoom import Zoom
 
 log = logging.getLogger(__name__)
 DEMO_ASSETS = Path(__file__).parent / "demo" / "assets"
@@ -35,8 +36,14 @@ def build(settings: Settings) -> RSVP:
     preset = PRESETS[settings.preset]
     reasoner, marks = _reasoner(settings.reasoner or preset.reasoner, settings)
     segmenter = _segmenter(settings.vlsm or preset.vlsm, settings)
-    cleanup = Cleanup(settings.mask_min_area_px, settings.mask_components)
-    rsvp = RSVP(reasoner, segmenter, PipelineConfig(marks=marks, padding=settings.padding, cleanup=cleanup))
+    config = PipelineConfig(
+        marks=marks,
+        padding=settings.padding,
+        cleanup=Cleanup(settings.mask_min_area_px, settings.mask_components),
+        zoom=Zoom(settings.zoom),
+        text_only=settings.text_only == "noun-phrases",
+    )
+    rsvp = RSVP(reasoner, segmenter, config)
     log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
     return rsvp
 
@@ -65,7 +72,8 @@ def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
                 "RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
             )
         marks = trained_on
-    return LocalReasoner.load(str(source), device=settings.device, dtype=settings.dtype), marks
+    reasoner = LocalReasoner.load(str(source), device=settings.device, dtype=settings.dtype, prompts=settings.prompts)
+    return reasoner, marks
 
 
 def _remote(spec: str, settings: Settings) -> Reasoner:
@@ -81,6 +89,7 @@ def _remote(spec: str, settings: Settings) -> Reasoner:
         image_px=settings.reasoner_image_px,
         prices=Prices(settings.reasoner_price_in or 0.0, settings.reasoner_price_out or 0.0),
         budget=Budget(settings.reasoner_budget_per_hour, settings.reasoner_calls_per_hour),
+        prompts=settings.prompts,
     )
     return ChatReasoner(config)
 

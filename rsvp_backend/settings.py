@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rsvp_backend.errors import SettingsError
+from rsvp_backend.reasoner.prompts import check_folder
 
 PREFIX = "RSVP_"
 ENV_FILE = Path(".env")
@@ -109,6 +110,20 @@ class Settings(BaseSettings):
     marks_rows: int = Field(9, ge=1, le=50, description="rows of marks, 1 to 50")
     marks_columns: int = Field(9, ge=1, le=50, description="columns of marks, 1 to 50")
     padding: float = Field(0.2, ge=0, le=2, description="share of the crop's size that is added to it, 0 to 2")
+    zoom: Literal["off", "auto", "always"] = Field(
+        "off",
+        description="ask again about the marked surroundings of a target: `off`, `auto` (a small one, or after a "
+        "repaired answer), or `always`",
+    )
+    text_only: Literal["off", "noun-phrases"] = Field(
+        "off",
+        description="segment plain names (`red mug`) in the whole image without asking the reasoner: `noun-phrases`",
+    )
+    prompts: Path | None = Field(
+        None,
+        description="folder whose `rsvp_bands.txt`, `rsvp_cells.txt` and `repair.txt` replace the package's prompts; "
+        "the demo reasoner keeps its own",
+    )
 
     mask_min_area_px: int = Field(
         64, ge=0, description="specks and holes with fewer pixels than this are removed from masks; 0 keeps all"
@@ -171,6 +186,13 @@ class Settings(BaseSettings):
         if value is not None and _NO_VLSM.fullmatch(value):
             raise ValueError(f"{VLSM_FORMS} is expected")
         return value
+
+    @field_validator("prompts")
+    @classmethod
+    def _whole_prompts(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            check_folder(value.expanduser())
+        return value.expanduser() if value is not None else None
 
     @field_validator("device")
     @classmethod

@@ -63,6 +63,8 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_PORT", "70000", "65535"),
         ("RSVP_PORT", "abc", "integer"),
         ("RSVP_PADDING", "-1", "greater than or equal to 0"),
+        ("RSVP_ZOOM", "on", "'off', 'auto' or 'always'"),
+        ("RSVP_TEXT_ONLY", "yes", "'off' or 'noun-phrases'"),
         ("RSVP_MARKS_KIND", "dots", "'bands' or 'cells'"),
         ("RSVP_MARKS_ROWS", "51", "50"),
         ("RSVP_DTYPE", "int8", "'float16'"),
@@ -210,3 +212,30 @@ def test_the_vlsms_settings_reach_the_models(monkeypatch: pytest.MonkeyPatch) ->
     assert rsvp.segmenter.options == SegmenterOptions(view="full+box", max_batch=3, cache_bytes=1000)
     assert rsvp.config.cleanup == Cleanup(9, "largest")
     assert presets.build(load_settings(mask_min_area_px=8)).version != rsvp.version
+
+
+def test_zoom_and_text_only_reach_the_pipeline_and_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = presets.build(load_settings())
+    assert (plain.config.zoom.mode, plain.config.text_only) == ("off", False)
+    monkeypatch.setenv("RSVP_ZOOM", "always")
+    monkeypatch.setenv("RSVP_TEXT_ONLY", "noun-phrases")
+    both = presets.build(load_settings())
+    assert (both.config.zoom.mode, both.config.text_only) == ("always", True)
+    versions = {presets.build(load_settings(zoom=mode)).version for mode in ("off", "auto", "always")}
+    assert both.version in versions
+    assert len({plain.version, *versions}) == 4
+
+
+def test_prompts_reach_remote_reasoners_and_their_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RSVP_REASONER", "http://localhost:1/v1#some-model")
+    plain = presets.build(load_settings())
+    (tmp_path / "prompts").mkdir()
+    file = tmp_path / "prompts" / "rsvp_bands.txt"
+    file.write_text("Where is {instruction_json}?\n{label_step}Answer like {example}\n")
+    monkeypatch.setenv("RSVP_PROMPTS", str(tmp_path / "prompts"))
+    replaced = presets.build(load_settings())
+    assert replaced.reasoner.version != plain.reasoner.version
+    assert replaced.version != plain.version
+    file.write_text("Where is {instruction}?")
+    with pytest.raises(SettingsError, match=r"rsvp_bands.txt holds the unknown placeholder {instruction}"):
+        load_settings()
