@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,7 +17,8 @@ class FakeEndpoint:
     """Answers the n-th request by the n-th step (the last one for all later); keeps every request's body."""
 
     def __init__(self, *steps: Step) -> None:
-        self.steps, self.bodies, self.released = steps, [], threading.Event()
+        self.steps = steps
+        self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
@@ -43,13 +45,8 @@ class FakeEndpoint:
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         finally:
-            self.released.set()
             server.shutdown()
             server.server_close()
-
-    def hang(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        """Never answer, as long as the server runs."""
-        self.released.wait(30)
 
 
 def reply(status: int, body: bytes, **headers: str) -> Step:
@@ -64,24 +61,34 @@ def reply(status: int, body: bytes, **headers: str) -> Step:
     return step
 
 
-def says(text: str | None, **more: Any) -> Step:
+def completion(text: str | None, finish_reason: str = "stop", **more: Any) -> bytes:
     """A chat completion with ``text``; ``more`` goes into its message."""
     message = {"role": "assistant", "content": text} | more
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    completion = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": choices,
-        "usage": usage,
-    }
-    return reply(200, json.dumps(completion).encode())
+    choices = [{"index": 0, "message": message, "finish_reason": finish_reason}]
+    about = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    return json.dumps(about | {"choices": choices, "usage": usage}).encode()
 
 
-def refuses(status: int, message: str, **headers: str) -> Step:
-    return reply(status, json.dumps({"error": {"message": message, "type": "x"}}).encode(), **headers)
+def says(text: str | None, finish_reason: str = "stop", **more: Any) -> Step:
+    """Answers 200 with a `completion`."""
+    return reply(200, completion(text, finish_reason, **more))
+
+
+def streams(text: str) -> Step:
+    """Server-sent events, which nobody asked for."""
+    return reply(200, b"data: " + completion(text) + b"\n\ndata: [DONE]\n\n", content_type="text/event-stream")
+
+
+def refuses(status: int, message: str, code: str | None = None, **headers: str) -> Step:
+    return reply(status, json.dumps({"error": {"message": message, "type": "x", "code": code}}).encode(), **headers)
+
+
+def hangs(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+    """No answer while the client waits, for 30 s at most."""
+    handler.connection.settimeout(30)
+    with suppress(TimeoutError, OSError):
+        handler.rfile.read(1)  # ends when the client closes the connection
 
 
 def trickles(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
@@ -89,13 +96,11 @@ def trickles(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("content-type", "application/json")
     handler.end_headers()
-    try:
+    with suppress(OSError):  # the client has had enough, which is the point
         for _ in range(200):
             handler.wfile.write(b" ")
             handler.wfile.flush()
-            threading.Event().wait(0.05)
-    except OSError:
-        return  # the client has had enough, which is the point
+            time.sleep(0.05)
 
 
 def breaks_off(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:

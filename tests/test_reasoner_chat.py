@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 import pytest
-from fake_endpoint import FakeEndpoint, Step, breaks_off, refuses, reply, says, trickles
+from fake_endpoint import FakeEndpoint, Step, breaks_off, hangs, refuses, reply, says, trickles
 from PIL import Image
 
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
@@ -133,8 +133,7 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
 
 
 def test_a_hang_ends_at_the_deadline_or_at_the_timeout() -> None:
-    fake = FakeEndpoint()
-    fake.steps = (fake.hang,)
+    fake = FakeEndpoint(hangs)
     image = Image.new("RGB", (8, 8))
     with fake.running() as base_url:
         with pytest.raises(DeadlineError, match="was over before"):
