@@ -6,18 +6,25 @@ import base64
 import io
 import json
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
 from fake_endpoint import FakeEndpoint, Step, breaks_off, hangs, refuses, reply, says, trickles
+from fake_models import FakeSegmenter
 from PIL import Image
 
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
+from rsvp_backend.pipeline import RSVP
 from rsvp_backend.reasoner import endpoint
 from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner, Features
 from rsvp_backend.reasoner.endpoint import EndpointConfig
 from rsvp_backend.reasoner.schema import answer_schema
-from rsvp_backend.reasoner.usage import Usage
+from rsvp_backend.reasoner.usage import Budget, Prices, Usage
 from rsvp_backend.types import Answer, Deadline, Marks, Query
 
 MARKS = Marks("bands", 9, 9)
@@ -181,6 +188,124 @@ def test_refused_temperature_and_token_limit_leave_the_schema_alone() -> None:
     assert not {"temperature", "max_tokens"} & fake.bodies[-1].keys()
 
 
+def test_refused_image_detail_is_left_out() -> None:
+    _, fake, reasoner = ask(refuses(400, "Unknown parameter: 'messages[0].content[0].image_url.detail'"), says(CUP))
+    details = [body["messages"][0]["content"][0]["image_url"].get("detail") for body in fake.bodies]
+    assert details == ["high", None]
+    assert reasoner.features == Features(detail=False)
+
+
+def takes_images_up_to(longest_px: int, refusal: Step, seen_px: list[int]) -> Step:
+    def step(handler: Any, body: dict[str, Any]) -> None:
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        seen_px.append(max(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size))
+        (says(CUP) if seen_px[-1] <= longest_px else refusal)(handler, body)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refuses(400, "Image dimensions exceed max allowed size: 600 pixels"),
+        reply(413, b"<html>Request Entity Too Large</html>", content_type="text/html"),
+    ],
+)
+def test_a_refused_image_is_halved_until_it_is_taken_and_the_size_remembered(refusal: Step) -> None:
+    seen_px: list[int] = []
+    fake = FakeEndpoint(takes_images_up_to(600, refusal, seen_px))
+    with fake.running() as base_url:
+        reasoner = reasoner_at(base_url, image_px=2000)
+        assert reasoner.max_side_px == 2000
+        for _ in range(2):
+            reasoner.propose(Image.new("RGB", (1000, 2000)), Query("cup"), MARKS, None)
+    assert seen_px == [2000, 1000, 500, 500]
+    assert reasoner.max_side_px == 500  # the next images are shrunk before they are marked
+    assert reasoner.features.response_format == "json_schema"
+
+
+def test_the_pipeline_marks_images_at_the_size_that_is_sent() -> None:
+    fake = FakeEndpoint(says(CUP))
+    with fake.running() as base_url:
+        outcome = RSVP(reasoner_at(base_url), FakeSegmenter())(Image.new("RGB", (3000, 2000)), "the cup")
+    url = fake.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (1024, 683)
+    assert outcome.instances[0].mask.shape == (2000, 3000)
+
+
+def test_no_more_calls_at_a_time_than_allowed() -> None:
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    def slow(handler: Any, body: dict[str, Any]) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+        says(CUP)(handler, body)
+
+    with FakeEndpoint(slow).running() as base_url, ThreadPoolExecutor(8) as threads:
+        reasoner = ChatReasoner(ChatConfig("m", EndpointConfig(base_url, concurrency=2)))
+        image = Image.new("RGB", (8, 8))
+        answers = threads.map(lambda n: reasoner.propose(image, Query(f"cup {n}"), MARKS, None), range(8))
+        assert len(list(answers)) == 8
+    assert most == 2
+
+
+def test_waiting_for_a_free_slot_ends_at_the_deadline_or_the_timeout() -> None:
+    fake = FakeEndpoint(hangs)
+    image = Image.new("RGB", (8, 8))
+    with fake.running() as base_url, ThreadPoolExecutor(1) as thread:
+        reasoner = ChatReasoner(ChatConfig("m", EndpointConfig(base_url, timeout_s=1.5, concurrency=1)))
+        first = thread.submit(reasoner.propose, image, Query("cup"), MARKS, None)
+        while not fake.bodies:
+            time.sleep(0.01)
+        with pytest.raises(DeadlineError):
+            reasoner.propose(image, Query("cup"), MARKS, Deadline.after(0.1))
+        assert len(fake.bodies) == 1
+        with pytest.raises(ReasonerError, match="no answer within"):
+            first.result()
+
+
+@pytest.mark.parametrize(
+    ("header", "expected_s"),
+    [
+        ("2", 2.0), ("0.5", 0.5), ("-3", 0.0), ("soon", None), ("nan", None), ("", None),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
+    ],
+)  # fmt: skip
+def test_every_form_of_retry_after(header: str, expected_s: float | None) -> None:
+    assert endpoint.retry_after_s({"retry-after": header}) == expected_s
+
+
+def test_retry_after_as_a_date_to_come() -> None:
+    wait_s = endpoint.retry_after_s({"retry-after": format_datetime(datetime.now(UTC) + timedelta(minutes=5))})
+    assert wait_s is not None
+    assert 200 < wait_s <= 300
+
+
+def test_a_spent_budget_stops_the_call_before_it_is_sent() -> None:
+    fake = FakeEndpoint(says(CUP))
+    image = Image.new("RGB", (8, 8))
+    with fake.running() as base_url:
+        reasoner = reasoner_at(base_url, prices=Prices(1000.0, 5000.0), budget=Budget(cost_per_hour=0.2))
+        reasoner.propose(image, Query("cup"), MARKS, None)
+        assert reasoner.usage.cost == pytest.approx(0.2)  # 100 tokens in, 20 out
+        with pytest.raises(ReasonerError, match=r"0\.2 per hour \(RSVP_REASONER_BUDGET_PER_HOUR\).*in 3\d{3} s"):
+            reasoner.propose(image, Query("plate"), MARKS, None)
+    assert len(fake.bodies) == 1
+
+
+def test_user_and_password_in_the_address_are_not_shown() -> None:
+    with pytest.raises(ReasonerError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached") as caught:
+        reasoner_at("http://me:hidden@127.0.0.1:9/v1", retries=0).propose(
+            Image.new("RGB", (8, 8)), Query("cup"), MARKS, None
+        )
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_request_refused_in_every_form_is_an_error_and_not_remembered() -> None:
     fake = FakeEndpoint(refuses(422, "the image is too large"))
     with fake.running() as base_url:
@@ -234,6 +359,7 @@ def test_the_version_follows_model_endpoint_and_prompt() -> None:
         ChatConfig("m", prompt="demo"),
         ChatConfig("m", image_format="png"),
         ChatConfig("m", max_tokens=99),
+        ChatConfig("m", image_px=512),
     ]
     assert len({ChatReasoner(config).version for config in configs}) == len(configs)
     assert ChatReasoner(configs[0]).version == ChatReasoner(ChatConfig("m")).version

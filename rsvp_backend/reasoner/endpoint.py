@@ -187,7 +187,7 @@ class Endpoint:
             return RefusedError(reason, too_large=status == 413)
         message = f"{self.config.shown_url} answers {status}: {reason}"
         if (status in _RETRIED_STATUS or status >= 500) and error.code != _SPENT:
-            return _PassingError(message, _retry_after_s(error.response.headers))
+            return _PassingError(message, retry_after_s(error.response.headers))
         return ReasonerError(f"{message}; {_ADVICE.get(status, 'check the reasoner in the settings')}")
 
     def _readable(self, text: str) -> str:
@@ -213,7 +213,7 @@ def _reason(error: openai.APIStatusError) -> str:
     return str(body or error.message)
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The wait that a Retry-After header asks for, in seconds or as an HTTP date; None where there is none."""
     value = headers.get("retry-after", "")
     try:
