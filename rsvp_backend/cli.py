@@ -197,7 +197,7 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command = commands.add_parser("evaluate", parents=[preset], help="scores on procedural scenes with exact truth")
     command.add_argument("dataset", choices=["scenes"], help="what to evaluate on")
     command.add_argument(
-        "--level", choices=["easy", "crowded", "full"], default="easy", help="how hard (default: easy)"
+        "--level", choices=["easy", "crowded", "full", "small"], default="easy", help="how hard (default: easy)"
     )
     command.add_argument("--seeds", default=DEFAULT_SEEDS, metavar="A:B", help=f"scenes A to B-1 ({DEFAULT_SEEDS})")
     command.add_argument("--json", action="store_true", help="print one JSON object")
