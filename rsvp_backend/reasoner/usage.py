@@ -81,7 +81,7 @@ class Meter:
     """Counts the calls to one model and stops them at the budget. Safe to share by threads.
 
     A call whose tokens are unknown (under way, timed out, not reported) counts as the dearest one so far, at least as
-    ``max_tokens`` of output: the budget is exceeded by one call at most.
+    ``max_tokens`` of output: the budget is exceeded by about one call.
     """
 
     def __init__(
