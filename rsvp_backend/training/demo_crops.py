@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +14,8 @@ from rsvp_backend.scenes import LEVELS, LevelName, Scene, make_scene
 from rsvp_backend.scenes.language import NAME_CARRIERS
 from rsvp_backend.scenes.layout import Level
 from rsvp_backend.training.hints import Hint, clickable, sample_hint
-from rsvp_backend.types import BoolMask, Box, Marks, Prompt, Regions
+from rsvp_backend.training.targets import cut, filled, pooled
+from rsvp_backend.types import Box, Marks, Prompt, Regions
 from rsvp_backend.vlsm import preprocess
 from rsvp_backend.vlsm.config import VlsmConfig
 from rsvp_backend.vlsm.views import View
@@ -74,12 +74,12 @@ class CropSampler:
         whole = rng.random() < self.mix.whole_views
         view = View.of("full+box" if whole else "crop", scene.image, Prompt(box, text=texts[0]))
         size, grid = self.config.sam.image_size, self.config.sam.grid_size
-        shares = torch.stack([_pooled(_cut(mask, view.frame), (4 * grid, 4 * grid), size) for mask in scene.masks])
+        shares = torch.stack([pooled(cut(mask, view.frame), (4 * grid, 4 * grid), size) for mask in scene.masks])
         # What lies beyond the crop is cut off the answer to a text: it is nothing to look for.
-        inside = _pooled(_cut(_filled(scene.masks[0], box), view.frame), (4 * grid, 4 * grid), size)
+        inside = pooled(cut(filled(scene.masks[0], box), view.frame), (4 * grid, 4 * grid), size)
         patches = self.config.beit3.img_size // self.config.beit3.patch_size
-        cuts = [torch.from_numpy(_cut(mask, box)).float()[None] for mask in scene.masks]
-        square = torch.stack([F.adaptive_avg_pool2d(cut, patches)[0] for cut in cuts])
+        cuts = [torch.from_numpy(cut(mask, box)).float()[None] for mask in scene.masks]
+        square = torch.stack([F.adaptive_avg_pool2d(part, patches)[0] for part in cuts])
         empty, none = torch.zeros_like(shares[0]), torch.zeros_like(square[0])
         hints = self._hints(rng, scene, view, wanted)
         return Crop(
@@ -157,22 +157,3 @@ class CropSampler:
         name = torch.tensor([1 + self.classes.index(item.name) for item in scene.layout.items])[owner]
         colour = torch.tensor([self.colours.index(item.colour) for item in scene.layout.items])[owner]
         return torch.stack([torch.where(owned, name, 0), torch.where(owned, colour, -100)])
-
-
-def _cut(mask: BoolMask, box: Box) -> BoolMask:
-    return mask[box.top : box.bottom, box.left : box.right]
-
-
-def _filled(like: BoolMask, box: Box) -> BoolMask:
-    mask: BoolMask = np.zeros_like(like)
-    _cut(mask, box)[:] = True
-    return mask
-
-
-def _pooled(mask: BoolMask, grid: tuple[int, int], image_size: int) -> Tensor:
-    """A crop's mask as SAM's square sees it (longest side resized, padded right and below), averaged on ``grid``."""
-    height, width = preprocess.resized_size((mask.shape[0], mask.shape[1]), image_size)
-    picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
-    square = torch.zeros(image_size, image_size)
-    square[:height, :width] = torch.from_numpy(np.array(picture)).float() / 255
-    return F.adaptive_avg_pool2d(square[None], grid)[0]
