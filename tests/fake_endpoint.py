@@ -91,16 +91,20 @@ def hangs(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
         handler.rfile.read(1)  # ends when the client closes the connection
 
 
-def trickles(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-    """Good headers, then one byte now and then."""
-    handler.send_response(200)
-    handler.send_header("content-type", "application/json")
-    handler.end_headers()
-    with suppress(OSError):  # the client has had enough, which is the point
-        for _ in range(200):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-            time.sleep(0.05)
+def trickles_at(status: int) -> Step:
+    """Good headers, then one byte now and then for 30 s."""
+
+    def step(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        handler.send_response(status)
+        handler.send_header("content-type", "application/json")
+        handler.end_headers()
+        with suppress(OSError):  # the client has had enough, which is the point
+            for _ in range(600):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.05)
+
+    return step
 
 
 def breaks_off(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from fake_endpoint import FakeEndpoint, Step, breaks_off, hangs, refuses, reply, says, trickles
+from fake_endpoint import FakeEndpoint, Step, breaks_off, hangs, refuses, reply, says, trickles_at
 from fake_models import FakeSegmenter
 from PIL import Image
 
@@ -71,6 +71,7 @@ def test_a_good_answer_and_the_request_behind_it() -> None:
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == (0, 0, 128)
     assert fake.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert fake.headers[0]["accept-encoding"] == "identity"
 
 
 def test_jpeg_is_the_default() -> None:
@@ -152,7 +153,7 @@ def test_a_hang_ends_at_the_deadline_or_at_the_timeout() -> None:
 
 def test_a_trickle_ends_at_the_deadline() -> None:
     with pytest.raises(DeadlineError):
-        ask(trickles, deadline=Deadline.after(0.4))
+        ask(trickles_at(200), deadline=Deadline.after(0.4))
 
 
 def test_nothing_is_sent_after_the_deadline() -> None:

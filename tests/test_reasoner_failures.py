@@ -11,7 +11,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from fake_endpoint import FakeEndpoint, Step, breaks_off, completion, hangs, refuses, reply, says, streams, trickles
+from fake_endpoint import FakeEndpoint, Step, breaks_off, completion, hangs, refuses, reply, says, streams, trickles_at
 from fake_models import FakeSegmenter
 from fastapi.testclient import TestClient
 from ls_http import serving
@@ -64,13 +64,15 @@ CASES = {
     "502, a page": Case(
         reply(502, b"<html>Bad Gateway</html>", content_type="text/html"), FAILED, "Bad Gateway", {"server_error": 3}
     ),
+    "500, a page that never ends": Case(trickles_at(500), "deadline", "was over before", {"timeout": 1}),
+    "500, 10 MB": Case(reply(500, b"x" * 10_000_000), FAILED, "more than 2097152 bytes", {"invalid_reply": 1}),
     "401": Case(refuses(401, f"bad key {KEY}"), FAILED, "RSVP_REASONER_API_KEY", {"rejected": 1}),
     "400": Case(refuses(400, "no"), FAILED, "refuses the request: no", {"refused": 3}),
     "400, a detail": Case(
         reply(422, b'{"detail": [{"msg": "Field required"}]}'), FAILED, "Field required", {"refused": 3}
     ),
     "hang": Case(hangs, "deadline", "was over before", {"timeout": 1}),
-    "trickle": Case(trickles, "deadline", "was over before", {"timeout": 1}),
+    "trickle": Case(trickles_at(200), "deadline", "was over before", {"timeout": 1}),
     "cut stream": Case(breaks_off, FAILED, "broke off", {"broken_off": 3}),
     "prose": Case(says("The cup is on the left."), INVALID, "no JSON object", {"answered": 2}),
     "fenced JSON": Case(says(f"```json\n{CUP}\n```"), "found", "", {"answered": 1}),

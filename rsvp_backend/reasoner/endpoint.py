@@ -1,7 +1,6 @@
 """One OpenAI-compatible HTTP endpoint: a chat request out, a reply's JSON back, within a deadline.
 
-Retries are ours and not the client's, since each wait must fit into the request's deadline. Replies are read in
-pieces, so that a slow or endless one ends at the time and size limits.
+Retries are ours and not the client's, since each wait must fit into the request's deadline.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ import httpx2
 import openai
 
 from rsvp_backend.errors import DeadlineError, ReasonerError
+from rsvp_backend.reasoner.bounded import MAX_REPLY_BYTES, TooLongError, bounded_client
 from rsvp_backend.reasoner.text import one_line
 from rsvp_backend.reasoner.usage import Call, Meter, Result
 from rsvp_backend.types import Deadline
 
 log = logging.getLogger(__name__)
-MAX_REPLY_BYTES = 2 * 1024 * 1024
 CONNECT_TIMEOUT_S = 10.0
 FIRST_WAIT_S = 0.5
 _RETRIED_STATUS = frozenset({408, 409, 429})
@@ -81,7 +80,12 @@ class Endpoint:
     def __init__(self, config: EndpointConfig, meter: Meter | None = None) -> None:
         self.config = config
         self.meter = meter or Meter(config.shown_url)
-        self._client = openai.OpenAI(base_url=config.base_url, api_key=config.api_key or "none", max_retries=0)
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=config.api_key or "none",
+            max_retries=0,
+            http_client=bounded_client(),
+        )
         self._slots = threading.BoundedSemaphore(config.concurrency)
 
     def chat(self, body: dict[str, Any], deadline: Deadline | None) -> dict[str, Any]:
@@ -135,9 +139,14 @@ class Endpoint:
         with self.meter.call() as call:
             try:
                 with create(**body, timeout=timeout) as response:
-                    completion = self._reply(response, Deadline.after(timeout_s), call)
+                    completion = self._reply(response, call)
                 call.answered(completion.get("usage"))
                 return completion
+            except TooLongError:
+                call.result = "invalid_reply"
+                raise ReasonerError(
+                    f"{self.config.shown_url} sends more than {MAX_REPLY_BYTES} bytes: no answer is so long"
+                ) from None
             except openai.APIStatusError as error:
                 call.free(_result(error.status_code))
                 raise self._status_failure(error) from None
@@ -152,17 +161,9 @@ class Endpoint:
             f"{self.config.shown_url} gave no answer within {timeout_s:.3g} s: raise RSVP_REASONER_TIMEOUT_S"
         )
 
-    def _reply(self, response: Any, until: Deadline, call: Call) -> dict[str, Any]:
-        reply = bytearray()
+    def _reply(self, response: Any, call: Call) -> dict[str, Any]:
         call.result = "invalid_reply"
-        for piece in response.iter_bytes():
-            reply += piece
-            if len(reply) > MAX_REPLY_BYTES:
-                raise ReasonerError(
-                    f"{self.config.shown_url} sends more than {MAX_REPLY_BYTES} bytes: no answer is so long"
-                )
-            if until.expired:
-                raise httpx2.ReadTimeout("the reply comes too slowly")
+        reply = response.read()
         try:
             completion = json.loads(reply)
         except (ValueError, RecursionError):
