@@ -40,6 +40,7 @@ from rsvp_backend.types import Deadline, EmptyReason, Outcome, Trace
 log = logging.getLogger(__name__)
 
 MAX_PROMPTS = 1000
+POLL_S = 2.0
 CLICKED_IMAGES = CacheLimits(max_bytes=128 * 2**20, keep_s=60.0)
 """Clicks on one image come seconds apart: it is not fetched again for each."""
 
@@ -75,7 +76,11 @@ class _Answered:
 
 
 class Engine:
-    """Safe to share by threads. ``build`` loads the models; it runs once, in a thread of its own, after `start`."""
+    """Safe to share by threads. ``build`` loads the models; it runs once, in a thread of its own, after `start`.
+
+    ``update`` is asked every ``poll_s`` seconds in that thread whether there is something newer than what is served:
+    requests that run by then end on what they began with.
+    """
 
     def __init__(
         self,
@@ -83,8 +88,13 @@ class Engine:
         fetcher: ImageFetcher,
         traces: TraceLog | None = None,
         instruction_field: str | None = None,
+        update: Callable[[RSVP], RSVP | None] | None = None,
+        poll_s: float = POLL_S,
     ) -> None:
         self._build = build
+        self._update = update
+        self._poll_s = poll_s
+        self._stopped = threading.Event()
         self._fetcher = fetcher
         self._instruction_field = instruction_field
         self.traces = traces or TraceLog()
@@ -104,8 +114,12 @@ class Engine:
         """Begin to load in the background; later calls do nothing."""
         with self._start_lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._load, name="load-models", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="load-models", daemon=True)
                 self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no update any more; what is loaded goes on answering."""
+        self._stopped.set()
 
     @property
     def state(self) -> State:
@@ -149,6 +163,23 @@ class Engine:
             item = answer(answered.outcome, config, rsvp.version, answered.trace_id)
             answers.append(item if batch.context is None else with_message(item, answered.outcome, config))
         return answers
+
+    def _run(self) -> None:
+        self._load()
+        if self._rsvp is not None and self._update is not None:
+            self._follow(self._rsvp, self._update)
+
+    def _follow(self, rsvp: RSVP, update: Callable[[RSVP], RSVP | None]) -> None:
+        while not self._stopped.wait(self._poll_s):
+            try:
+                fresh = update(rsvp)
+            except Exception as error:  # of whatever kind: what is served stays, and the next update is waited for
+                log.error("%s. Version %s is served on", error, self._version)
+                continue
+            if fresh is not None:
+                rsvp = self._rsvp = fresh
+                self._version = fresh.version
+                log.info("version %s is served from now on", self._version)
 
     def _load(self) -> None:
         try:

@@ -35,7 +35,7 @@ def build(settings: Settings) -> RSVP:
     """Load both models. Raises `WeightsError` and `SettingsError`, and imports torch: this takes seconds to minutes."""
     preset = PRESETS[settings.preset]
     reasoner, marks = _reasoner(settings.reasoner or preset.reasoner, settings)
-    segmenter = _segmenter(settings.vlsm or preset.vlsm, settings)
+    segmenter = _segmenter(settings)
     config = PipelineConfig(
         marks=marks,
         padding=settings.padding,
@@ -46,6 +46,25 @@ def build(settings: Settings) -> RSVP:
     rsvp = RSVP(reasoner, segmenter, config)
     log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
     return rsvp
+
+
+def updated(rsvp: RSVP) -> RSVP | None:
+    """``rsvp`` with the version that was promoted since it was built or last asked for, else None.
+
+    Raises `VersionError` where that version cannot be used. Reasoner, base weights and image embeddings are shared.
+    """
+    from rsvp_backend.training.versioned import VersionedSegmenter
+
+    fresh = rsvp.segmenter.source.changed() if isinstance(rsvp.segmenter, VersionedSegmenter) else None
+    return None if fresh is None else RSVP(rsvp.reasoner, fresh, rsvp.config)
+
+
+def vlsm_source(settings: Settings) -> str | Path:
+    """The VLSM's base weights as `weights.load` takes them. Raises `SettingsError` where those are SAM 3's."""
+    spec = settings.vlsm or PRESETS[settings.preset].vlsm
+    if spec.startswith("sam3:"):
+        raise SettingsError(f"RSVP_VLSM is {spec!r}: SAM 3 is not fine-tuned and has no versions; choose another")
+    return DEMO_ASSETS / "vlsm" if spec == "demo" else spec
 
 
 def _reasoner(spec: str, settings: Settings) -> tuple[Reasoner, Marks]:
@@ -120,7 +139,8 @@ def _cached(reasoner: Reasoner, settings: Settings) -> Reasoner:
     return CachedReasoner(reasoner, AnswerStore(folder, settings.answer_cache_bytes) if folder else None)
 
 
-def _segmenter(spec: str, settings: Settings) -> Segmenter:
+def _segmenter(settings: Settings) -> Segmenter:
+    spec = settings.vlsm or PRESETS[settings.preset].vlsm
     if spec.startswith("sam3:"):
         from rsvp_backend.vlsm.sam3 import Sam3Segmenter
 
@@ -134,8 +154,12 @@ def _segmenter(spec: str, settings: Settings) -> Segmenter:
         cache_bytes=settings.vlsm_cache_bytes,
         compile=settings.vlsm_compile,
     )
-    source = DEMO_ASSETS / "vlsm" if spec == "demo" else spec
-    return VlsmSegmenter.load(source, device=settings.device, dtype=settings.dtype, options=options)
+    source, device, dtype = vlsm_source(settings), settings.device, settings.dtype
+    if settings.versions is not None:
+        from rsvp_backend.training import versioned
+
+        return versioned.load(settings.versions, source, device=device, dtype=dtype, options=options)
+    return VlsmSegmenter.load(source, device=device, dtype=dtype, options=options)
 
 
 def _marks(settings: Settings) -> Marks:

@@ -103,7 +103,8 @@ def make_fetcher(settings: Settings) -> ImageFetcher:
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings describe, not started. Raises `LabelStudioError` for an unusable token."""
     traces = TraceLog(settings.traces)
-    return Engine(lambda: presets.build(settings), make_fetcher(settings), traces, settings.instruction_field)
+    update = None if settings.versions is None else presets.updated
+    return Engine(lambda: presets.build(settings), make_fetcher(settings), traces, settings.instruction_field, update)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -115,6 +116,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
+        engine.stop()
 
     app = FastAPI(
         title="rsvp-backend", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None

@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     vlsm_compile: bool = Field(
         False, description="compile SAM's image encoder while loading (`torch.compile`, CUDA graphs on a GPU)"
     )
+    versions: Path | None = Field(
+        None,
+        description="folder of the VLSM's fine-tuned versions; the current one is served, a newly promoted one within "
+        "seconds; none: the base weights only",
+    )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16` or `float16`"
@@ -194,6 +199,13 @@ class Settings(BaseSettings):
             check_folder(value.expanduser())
         return value.expanduser() if value is not None else None
 
+    @field_validator("versions")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and value.expanduser().exists() and not value.expanduser().is_dir():
+            raise ValueError("a folder, or a path where one can be made, is expected")
+        return value.expanduser() if value is not None else None
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
@@ -212,6 +224,8 @@ class Settings(BaseSettings):
     def _pairs_are_whole(self) -> Self:
         if self.label_studio_token is not None and self.label_studio_url is None:
             raise ValueError("RSVP_LABEL_STUDIO_TOKEN is set, RSVP_LABEL_STUDIO_URL is not: set whose token it is")
+        if self.versions is not None and (self.vlsm or "").startswith("sam3:"):
+            raise ValueError("RSVP_VERSIONS is set, but SAM 3 has no versions: unset it, or choose another RSVP_VLSM")
         if self.reasoner_budget_per_hour is not None and None in (self.reasoner_price_in, self.reasoner_price_out):
             raise ValueError(
                 "RSVP_REASONER_BUDGET_PER_HOUR is set, a price is not: set RSVP_REASONER_PRICE_IN and "

@@ -239,3 +239,18 @@ def test_prompts_reach_remote_reasoners_and_their_version(monkeypatch: pytest.Mo
     file.write_text("Where is {instruction}?")
     with pytest.raises(SettingsError, match=r"rsvp_bands.txt holds the unknown placeholder {instruction}"):
         load_settings()
+
+
+def test_versions_are_a_folder_over_a_vlsm_that_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RSVP_VERSIONS", str(tmp_path / "file"))
+    with pytest.raises(SettingsError, match=r"RSVP_VERSIONS is '.*file': a folder"):
+        load_settings()
+    monkeypatch.setenv("RSVP_VERSIONS", str(tmp_path / "versions"))
+    with pytest.raises(SettingsError, match="SAM 3 has no versions: unset it"):
+        load_settings(vlsm="sam3:facebook/sam3")
+    plain = presets.build(load_settings().model_copy(update={"versions": None}))
+    empty = presets.build(load_settings())
+    assert (empty.version, presets.updated(empty)) == (plain.version, None)
+    assert presets.updated(plain) is None
+    assert not (tmp_path / "versions").exists()

@@ -1,4 +1,4 @@
-"""Deltas: only the tensors that fine-tuning changed, under the checkpoint's public names, laid over base weights."""
+"""Deltas as files: what fine-tuning changed of a model (see `adapters`), written, read, and laid over base weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from rsvp_backend.errors import WeightsError
+from rsvp_backend.training.adapters import expand_delta
 from rsvp_backend.training.versions import VersionError
 from rsvp_backend.vlsm import weights
 
@@ -43,27 +45,21 @@ def read(file: Path, sha256: str) -> dict[str, Tensor]:
 def apply(base: weights.Weights, delta: Mapping[str, Tensor], version: str) -> weights.Weights:
     """``base`` with the delta over it, called ``version``.
 
-    What the delta does not hold is shared with ``base.model``, wherever and in whatever dtype that is by now; what it
-    holds takes device and dtype of what it replaces. Raises `VersionError` where it does not fit.
+    What the delta leaves alone is shared with ``base.model``, wherever and in whatever dtype that is by now; what it
+    changes has device and dtype of what it replaces. Raises `VersionError` where it does not fit.
     """
     source = f"version {version}"
     _check(delta, source)
-    expected = base.model.state_dict()
-    foreign = [key for key in delta if key not in expected]
-    misshaped = [
-        f"{key} {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
-        for key, tensor in delta.items()
-        if key in expected and tensor.shape != expected[key].shape
-    ]
-    if foreign or misshaped:
-        parts = filter(None, [_listed("not expected", foreign), _listed("of another shape", misshaped)])
+    state = base.model.state_dict()
+    try:
+        changed = expand_delta(state, delta)
+    except WeightsError as error:
         raise VersionError(
-            f"{source} does not fit the base weights {base.version}: {'; '.join(parts)}. Likely cause: it was trained "
-            "on other weights (RSVP_VLSM)"
-        )
-    changed = {key: tensor.to(expected[key].device, expected[key].dtype) for key, tensor in delta.items()}
-    model = weights.build(base.model.config, {**expected, **changed}, source)
-    return weights.Weights(model, base.tokenizer, base.name, version)
+            f"{source} does not fit the base weights {base.version}: {error}. Likely cause: it was trained on other "
+            "weights (RSVP_VLSM)"
+        ) from error
+    state |= {key: tensor.to(state[key].dtype) for key, tensor in changed.items()}
+    return weights.Weights(weights.build(base.model.config, state, source), base.tokenizer, base.name, version)
 
 
 def _check(delta: Mapping[str, Tensor], source: str) -> None:
@@ -71,17 +67,14 @@ def _check(delta: Mapping[str, Tensor], source: str) -> None:
         raise VersionError(f"{source} holds no tensors: what training changed is expected")
     frozen = [key for key in delta if key.startswith(FROZEN)]
     if frozen:
-        raise VersionError(f"{source} changes the image encoder, which versions share: {_listed('tensors', frozen)}")
-    broken = [key for key, tensor in delta.items() if not tensor.is_floating_point() or not tensor.isfinite().all()]
+        raise VersionError(f"{source} changes the image encoder, which versions share: {_listed(frozen)}")
+    broken = [key for key, tensor in delta.items() if not tensor.isfinite().all()]
     if broken:
         raise VersionError(
-            f"{source} has values that are not finite or no floats: {_listed('tensors', broken)}. Has training "
-            "diverged, or fp16 overflowed?"
+            f"{source} has values that are not finite in {_listed(broken)}: has training diverged, or fp16 overflowed?"
         )
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"
+    return f"{', '.join(names[:_SHOWN])}{more}"

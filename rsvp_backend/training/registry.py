@@ -1,6 +1,6 @@
 """`Registry`: the folder of all versions. A process that is killed at any moment leaves whole versions only.
 
-    <id>/delta.safetensors   the tensors that differ from the base weights
+    <id>/delta.safetensors   what differs from the base weights, see `adapters`
     <id>/version.json        see `versions.Version`
     history.jsonl            promotions and rollbacks, append-only: what it says last holds
     current                  the id of the current version, or `base`: what servers look at
@@ -93,8 +93,8 @@ class Registry:
     def add_candidate(self, delta: Mapping[str, Tensor], record: Record) -> Version:
         """Keep a delta, relative to the base weights ``record.base`` whatever the parent is; nothing is promoted.
 
-        ``delta``: changed tensors under the state dict's names. The same delta on the same base is the same version:
-        then the one that is there already is returned. Raises `VersionError`.
+        ``delta``: as `adapters` gives it. The same delta on the same base is the same version: then the one that is
+        there already is returned. Raises `VersionError`.
         """
         from rsvp_backend.training import deltas
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
+from rsvp_backend.training.gate import Calibration
 from rsvp_backend.training.registry import Registry
 from rsvp_backend.training.versions import VersionError
+from rsvp_backend.types import Prompt, Segmentation
 from rsvp_backend.vlsm import weights
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter, choose_device, choose_dtype
 
@@ -18,14 +23,28 @@ class VersionedSegmenter(VlsmSegmenter):
     """The segmenter of one version, or of the base weights themselves.
 
     It shares with ``base`` the tensors that its version leaves alone, the image embeddings (no version changes the
-    image encoder, compiled or not) and the lock: both may answer at the same time.
+    image encoder, compiled or not) and the lock: both may answer at the same time. Its scores are calibrated.
     """
 
-    def __init__(self, loaded: weights.Weights, base: VlsmSegmenter, source: CurrentVersion) -> None:
+    def __init__(
+        self,
+        loaded: weights.Weights,
+        base: VlsmSegmenter,
+        source: CurrentVersion,
+        calibration: Calibration | None = None,
+    ) -> None:
         super().__init__(loaded, base.device, base.dtype, replace(base.options, compile=False))
         self.options = base.options
         self._kept, self._lock, self._embed_pixels = base._kept, base._lock, base._embed_pixels
         self.source = source
+        self.calibration = calibration
+
+    def segment(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """See `VlsmSegmenter.segment`; ``predicted_iou`` is calibrated, in [0, 1], where the version says how."""
+        found = super().segment(images, prompts)
+        if self.calibration is None:
+            return found
+        return [replace(one, predicted_iou=self.calibration.apply(one.predicted_iou)) for one in found]
 
 
 class CurrentVersion:
@@ -63,8 +82,11 @@ class CurrentVersion:
 
     def _segmenter(self) -> VersionedSegmenter:
         current = self.registry.current()
-        loaded = self._loaded if current is None else self.registry.load(self._loaded, current)
-        return VersionedSegmenter(loaded, self._base, self)
+        if current is None:
+            return VersionedSegmenter(self._loaded, self._base, self)
+        loaded, table = self.registry.load(self._loaded, current), self.registry.get(current).record.calibration
+        calibration = None if table is None else Calibration.from_dict(dict(table))
+        return VersionedSegmenter(loaded, self._base, self, calibration)
 
 
 def load(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rsvp_backend.errors import RsvpError
 
@@ -36,8 +37,11 @@ class Record:
 
     ``base``: `weights.Weights.version` of the base weights, name and digest; ``parent``: the version that was current
     when training began (None: the base itself); ``data``: keys of the corrections; ``before`` and ``after``: scores of
-    parent and version by name; ``decision``: the gate's, with its ``reasons``; ``calibration``: a table, JSON values.
+    parent and version by name; ``decision``: the gate's, with its ``reasons``; ``calibration``: as
+    `gate.Calibration.to_dict` gives it, applied to the scores of what is served.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")  # a mean of nothing is nan
 
     base: str
     parent: str | None = None
@@ -51,8 +55,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version as its folder describes it. ``id`` is what the segmenter calls itself under it: the base's name and
-    the digest of base and delta. ``delta_sha256``: of the file of ``delta_bytes`` bytes; ``created``: UTC."""
+    """A version as its folder describes it. ``id`` is what the segmenter calls itself under it, see `version_id`.
+
+    ``delta_sha256``: of the file of ``delta_bytes`` bytes; ``created``: UTC.
+    """
 
     id: str
     created: datetime
@@ -64,7 +70,7 @@ class Version:
     def of(cls, record: Record, delta: bytes) -> Version:
         """The version that the delta's file makes of the record's base, created now."""
         digest = hashlib.sha256(delta).hexdigest()
-        return cls(version_id(record.base, digest), datetime.now(UTC), digest, len(delta), record)
+        return cls(version_id(record, digest), datetime.now(UTC), digest, len(delta), record)
 
     @classmethod
     def read(cls, folder: Path) -> Version:
@@ -78,7 +84,7 @@ class Version:
             raise VersionError(f"version {folder.name} is damaged: {RECORD_FILE}: {where}: {first['msg']}") from None
         except OSError as error:
             raise VersionError(f"version {folder.name} is damaged: {error.filename}: {error.strerror}") from None
-        if version.id != folder.name or version.id != version_id(version.record.base, version.delta_sha256):
+        if version.id != folder.name or version.id != version_id(version.record, version.delta_sha256):
             raise VersionError(f"version {folder.name} is damaged: {RECORD_FILE} describes another one, {version.id}")
         if delta_bytes != version.delta_bytes:
             raise VersionError(
@@ -94,7 +100,9 @@ class Version:
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 
 
-def version_id(base: str, delta_sha256: str) -> str:
-    """``demo-ab12cd34`` with a delta -> ``demo-9f8e7d6c``: the same wherever the same delta meets the same base."""
-    name = base.rpartition("-")[0] or base
-    return f"{name}-{hashlib.sha256(f'{base} {delta_sha256}'.encode()).hexdigest()[:8]}"
+def version_id(record: Record, delta_sha256: str) -> str:
+    """``demo-ab12cd34`` with a delta -> ``demo-9f8e7d6c``: the base's name, and a digest of what changes predictions
+    (base, delta and calibration), so that the same training gives the same version."""
+    name = record.base.rpartition("-")[0] or record.base
+    parts = json.dumps([record.base, delta_sha256, record.calibration], sort_keys=True)
+    return f"{name}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
