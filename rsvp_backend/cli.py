@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from rsvp_backend import __version__
+from rsvp_backend.cli_versions import add_options
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -146,6 +147,13 @@ def label_config(args: argparse.Namespace) -> int:
     return 0
 
 
+def versions(args: argparse.Namespace) -> int:
+    settings = _settings(args, preset=args.preset)
+    from rsvp_backend import cli_versions
+
+    return cli_versions.run(args, settings, out)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rsvp-backend",
@@ -158,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     preset.add_argument("--preset", help="reasoner and VLSM by one name (default: RSVP_PRESET, else demo)")
     _add_serving(commands, preset)
     _add_images(commands, preset)
+    command = commands.add_parser("versions", parents=[preset], help="fine-tuned versions: list, promote, roll back")
+    add_options(command)
+    command.set_defaults(run=versions)
     command = commands.add_parser("settings", help="print all settings as a table")
     command.set_defaults(run=show_settings)
     command = commands.add_parser("label-config", help="print a labeling config for Label Studio")

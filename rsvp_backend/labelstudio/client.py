@@ -82,6 +82,15 @@ class LabelStudioClient:
             body["extra_params"] = dict(extra_params)
         return self._object("POST", "/api/ml", json=body, timeout=timeout_s)
 
+    def ml_backends(self, project: int, timeout_s: float = 60.0) -> list[JSON]:
+        """The project's backends. Label Studio asks each for /health and /setup meanwhile, and notes its version."""
+        path, params = "/api/ml", {"project": project}
+        response = self._request("GET", path, params=params, timeout=timeout_s)
+        answer = _json(response)
+        if not response.is_success or not isinstance(answer, list):
+            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
+        return answer
+
     def update_ml_backend(self, backend: int, project: int, url: str, title: str, timeout_s: float = 60.0) -> JSON:
         """Move a connected backend to another address or title; the project's model version follows the title."""
         body: JSON = {"project": project, "url": url, "title": title}
@@ -126,14 +135,16 @@ class LabelStudioClient:
         return self._object("POST", "/api/predictions", json={"task": task, **prediction})
 
     def _object(self, method: str, path: str, **options: Any) -> JSON:
+        return _json_object(self._request(method, path, **options))
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, **options)
+            return self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise LabelStudioError(
                 f"{method} {self.base_url}{path} failed: {error or type(error).__name__}. Does Label Studio run there "
                 "(RSVP_LABEL_STUDIO_URL)?"
             ) from error
-        return _json_object(response)
 
 
 def create_personal_token(

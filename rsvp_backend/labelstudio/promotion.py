@@ -1,0 +1,42 @@
+"""Label Studio after a promotion: the backend's title, and the project's model version with it, follow the version.
+
+Uncertainty sampling and the score column look only at predictions whose version is the project's model version, and
+that is the title of its backend (see `LabelStudioClient.create_ml_backend`).
+"""
+
+from __future__ import annotations
+
+import time
+
+from rsvp_backend.errors import LabelStudioError
+from rsvp_backend.labelstudio.client import LabelStudioClient
+
+OURS = "rsvp-"
+
+
+def follow_promotion(
+    client: LabelStudioClient, project: int, segmenter: str, wait_s: float = 30.0, pause_s: float = 1.0
+) -> str:
+    """Wait until the project's backend serves ``segmenter`` (`VlsmSegmenter.version`), and give it that title.
+
+    Label Studio asks the backend for its version whenever its backends are listed; the whole version, reasoner and
+    settings among it, is what the backend says then. Gives that version. Raises `LabelStudioError` where no backend of
+    ours is connected, or none serves the segmenter within ``wait_s``.
+    """
+    until_s = time.monotonic() + wait_s
+    while True:
+        ours = [b for b in client.ml_backends(project) if str(b.get("model_version")).startswith(OURS)]
+        if not ours:
+            raise LabelStudioError(f"project {project} has no backend of ours that answers: connect one, or start it")
+        for backend in ours:
+            version = str(backend["model_version"])
+            if version.startswith(f"{OURS}{segmenter}-"):
+                if backend.get("title") != version:
+                    client.update_ml_backend(int(backend["id"]), project, str(backend["url"]), version)
+                return version
+        if time.monotonic() >= until_s:
+            raise LabelStudioError(
+                f"{segmenter} is current, but project {project}'s backend at {ours[0]['url']} still serves "
+                f"{ours[0]['model_version']} after {wait_s:.0f} s: has it the same RSVP_VERSIONS and RSVP_VLSM?"
+            )
+        time.sleep(pause_s)
