@@ -67,7 +67,7 @@ def test_every_task_holds_its_prediction_and_masks_hold_their_reasoning(
 ) -> None:
     tasks = list(client.tasks(demo_project.project))
     assert len(tasks) == TASKS
-    assert sum(bool(regions_of(task)) for task in tasks) >= TASKS - 2
+    assert sum(bool(regions_of(task)) for task in tasks) >= TASKS - 1
     for task in tasks:
         (prediction,) = task["predictions"]
         assert prediction["model_version"] == stack.backend.model_version
