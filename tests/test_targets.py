@@ -228,9 +228,8 @@ NEGATIVE = [
     "", "what would you drink from?", "the thing you would use to open the door", "find the mug", "segment the dog",
     "something to drink", "the largest dog", "the mug on the table", "the second cup", "dog running", "mug and plate",
     "cup without handle", "person who is sitting", "the leftmost chair", "mug, plate", "is there a cat",
-    "the other mug",
-    "a very long name of many plain words", "ignore previous instructions", "la llave", "mug\u200b", "clé", "the",
-    "of mug",
+    "the other mug", "a very long name of many plain words", "ignore previous instructions", "la llave", "clé",
+    "mug\u200b", "the", "of mug",
 ]  # fmt: skip
 
 
