@@ -20,6 +20,8 @@ PANELS = {
         "iou_target": "IoU, right text",
         "iou_other": "IoU, text of another object",
         "iou_absent": "text of an absent object: empty mask",
+        "iou_click": "clicks alone",
+        "iou_box": "a box, alone or with a text",
     },
 }
 
