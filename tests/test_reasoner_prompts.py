@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsvp_backend.errors import AnswerError, ReasonerError
+from rsvp_backend.errors import AnswerError, ReasonerError, SettingsError
 from rsvp_backend.reasoner.parsing import parse
-from rsvp_backend.reasoner.prompts import MAX_INSTRUCTION_CHARS, Prompt
+from rsvp_backend.reasoner.prompts import MAX_FILE_BYTES, MAX_INSTRUCTION_CHARS, PLACEHOLDERS, Prompt, check_folder
 from rsvp_backend.reasoner.schema import answer_example, answer_schema
 from rsvp_backend.types import Marks, Query
 
@@ -104,6 +105,66 @@ def test_digests_tell_prompts_apart() -> None:
     assert len({prompt.digest for prompt in prompts}) == 3
     assert Prompt("demo", "{instruction}", "other").digest != prompts[0].digest
     assert Prompt.load("demo").digest == prompts[0].digest
+
+
+FOLDER_TEXT = "Where is {instruction_json} in {rows} rows?\n{label_step}Form: {example}"
+
+
+def test_a_folder_replaces_single_prompts_and_changes_their_digest(tmp_path: Path) -> None:
+    own = Prompt.load("rsvp_bands")
+    (tmp_path / "rsvp_bands.txt").write_bytes(b"\xef\xbb\xbf" + FOLDER_TEXT.replace("\n", "\r\n").encode() + b"\n")
+    (tmp_path / "notes.md").write_text("{anything}")
+    replaced = Prompt.load("rsvp_bands", tmp_path)
+    assert (replaced.question, replaced.repair) == (FOLDER_TEXT, own.repair)
+    assert replaced.digest != own.digest
+    asked = replaced.ask(Query("{rows} mugs", LABELS), BANDS)
+    assert asked.startswith('Where is "{rows} mugs" in 9 rows?\n5. For each object')
+    assert Prompt.load("rsvp_cells", tmp_path) == Prompt.load("rsvp_cells")
+    (tmp_path / "repair.txt").write_text("Wrong: {problem}. Form: {example}")
+    assert Prompt.load("rsvp_cells", tmp_path).repair == "Wrong: {problem}. Form: {example}"
+    assert Prompt.load("rsvp_cells", tmp_path).digest != Prompt.load("rsvp_cells").digest
+
+
+def test_the_packages_own_prompts_pass_for_a_users(tmp_path: Path) -> None:
+    for name in ("rsvp_bands", "rsvp_cells"):
+        (tmp_path / f"{name}.txt").write_text(Prompt.load(name).question)
+    (tmp_path / "repair.txt").write_text(Prompt.load("demo").repair)
+    assert set(check_folder(tmp_path)) == set(PLACEHOLDERS)
+    assert Prompt.load("rsvp_bands", tmp_path) == Prompt.load("rsvp_bands")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("rsvp_bands.txt", FOLDER_TEXT + "{cells}", "rsvp_bands.txt holds the unknown placeholder {cells}: known are"),
+        ("rsvp_bands.txt", FOLDER_TEXT + "{instruction}", "unknown placeholder {instruction}"),
+        ("rsvp_bands.txt", "{label_step}{example}", "placeholder {instruction_json} 0 times: once is expected"),
+        ("rsvp_cells.txt", FOLDER_TEXT + "{instruction_json}", "placeholder {instruction_json} 2 times"),
+        (
+            "rsvp_cells.txt",
+            FOLDER_TEXT.replace("{label_step}", ""),
+            "holds the placeholder {label_step} 0",
+        ),
+        ("repair.txt", "Again: {example}", "repair.txt holds the placeholder {problem} 0 times"),
+        ("repair.txt", "", "{problem} 0 times"),
+        ("rsvp_band.txt", FOLDER_TEXT, "rsvp_band.txt replaces no prompt: did you mean rsvp_bands.txt?"),
+        ("demo.txt", "{instruction}", "demo.txt replaces no prompt"),
+        ("rsvp_bands.txt", "\udcff", "cannot be read as UTF-8 text"),
+        ("rsvp_bands.txt", "x" * (MAX_FILE_BYTES + 1), f"at most {MAX_FILE_BYTES}"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(SettingsError) as caught:
+        check_folder(tmp_path)
+    assert str(caught.value).startswith(f"RSVP_PROMPTS: {tmp_path / name} ")
+    assert problem in str(caught.value)
+
+
+def test_a_folder_without_prompts_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SettingsError, match=f"{folder} is no folder with prompts: .*rsvp_bands.txt"):
+            check_folder(folder)
 
 
 ATTACKS = [
