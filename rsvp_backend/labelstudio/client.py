@@ -1,7 +1,8 @@
-"""A thin client of Label Studio's API: what the demo, `prelabel` and `doctor` need, no more."""
+"""A thin client of Label Studio's API: what the demo, `prelabel`, `doctor` and learning need, no more."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ class LabelStudioClient:
 
     def create_project(self, title: str, label_config: str, **fields: Any) -> JSON:
         return self._object("POST", "/api/projects/", json={"title": title, "label_config": label_config, **fields})
+
+    def project(self, project: int) -> JSON:
+        return self._object("GET", f"/api/projects/{project}/")
 
     def upload_files(self, project: int, paths: Sequence[Path], timeout_s: float = 120.0) -> list[str]:
         """Store files without making tasks; their URIs (``/data/upload/...``) in the order of ``paths``."""
@@ -129,6 +133,41 @@ class LabelStudioClient:
             if len(tasks) < page_size or seen >= answer["total"]:
                 return
             page += 1
+
+    def annotated_tasks(self, project: int, page_size: int = 25, timeout_s: float = 120.0) -> Iterator[JSON]:
+        """The tasks with annotations, skipped ones too, with all they hold; by id, those with submitted ones first.
+
+        ``data`` is as it was imported: cloud addresses are not resolved, so they do not expire while one reads. Each
+        page starts behind the last id, so that tasks that come or go meanwhile make none be missed.
+        """
+        submitted = ("total_annotations", "greater", 0)
+        only_skipped = [("total_annotations", "equal", 0), ("cancelled_annotations", "greater", 0)]
+        for filters in ([submitted], only_skipped):
+            last = 0
+            while tasks := self._tasks_after(project, last, filters, page_size, timeout_s):
+                yield from tasks
+                last = max(int(task["id"]) for task in tasks)
+
+    def _tasks_after(
+        self, project: int, last: int, filters: Sequence[tuple[str, str, int]], page_size: int, timeout_s: float
+    ) -> list[JSON]:
+        items = [
+            {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
+            for column, operator, value in [("id", "greater", last), *filters]
+        ]
+        params = {
+            "project": project,
+            "fields": "all",
+            "resolve_uri": "false",
+            "page_size": page_size,
+            "query": json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}),
+        }
+        answer = self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
+        return [task for task in answer["tasks"] if int(task["id"]) > last]
+
+    def create_annotation(self, task: int, annotation: Mapping[str, Any]) -> JSON:
+        """Submit in the token's user's name: ``{result, parent_prediction, was_cancelled}`` as the editor does."""
+        return self._object("POST", f"/api/tasks/{task}/annotations", json=dict(annotation))
 
     def create_prediction(self, task: int, prediction: Mapping[str, Any]) -> JSON:
         """``prediction``: ``{result, score, model_version}`` as `regions.prediction` makes it."""
