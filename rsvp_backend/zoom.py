@@ -40,7 +40,7 @@ class Zoom:
 
     mode: Literal["off", "auto", "always"] = "off"
     below: float = 0.05
-    padding: float = 0.6
+    padding: float = 1.0
     rounds: int = 2
     targets: int = 4
 
