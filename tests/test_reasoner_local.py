@@ -15,8 +15,9 @@ from PIL import Image
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, WeightsError
 from rsvp_backend.grid import draw_marks
 from rsvp_backend.reasoner.base import Message
-from rsvp_backend.reasoner.local import LocalReasoner
+from rsvp_backend.reasoner.local import Decoding, LocalReasoner
 from rsvp_backend.reasoner.model_folder import Marker
+from rsvp_backend.reasoner.schema import answer_schema
 from rsvp_backend.types import Deadline, Marks, Query
 
 MARKS = Marks("bands", 9, 9)
@@ -36,28 +37,28 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def qwen(qwen_folder: Path) -> LocalReasoner:
-    return LocalReasoner.load(qwen_folder, device="cpu", max_new_tokens=8)
+    return LocalReasoner.load(qwen_folder, device="cpu", decoding=Decoding(max_new_tokens=8))
 
 
 class Seen:
-    """Records what enters ``generate`` while the real one runs."""
+    """Records what the decoder is given while it works."""
 
     def __init__(self, reasoner: LocalReasoner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.inputs: list[dict[str, Any]] = []
-        generate = reasoner.model.generate
+        write = reasoner._decoder.write
 
-        def recorded(**inputs: Any) -> Any:
+        def recorded(inputs: dict[str, Any], *rest: Any) -> Any:
             self.inputs.append(inputs)
-            return generate(**inputs)
+            return write(inputs, *rest)
 
-        monkeypatch.setattr(reasoner.model, "generate", recorded)
+        monkeypatch.setattr(reasoner._decoder, "write", recorded)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_loads_sees_the_image_and_answers(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reasoner = LocalReasoner.load(save_random_mllm(family, tmp_path), device="cpu", max_new_tokens=8)
+    reasoner = LocalReasoner.load(save_random_mllm(family, tmp_path), device="cpu", decoding=Decoding(max_new_tokens=3))
     seen = Seen(reasoner, monkeypatch)
     with pytest.raises(AnswerError, match="after the repair try") as caught:
         reasoner.propose(picture(), QUERY, MARKS, None)
@@ -79,7 +80,8 @@ def first_logits(reasoner: LocalReasoner, colour: str) -> torch.Tensor:
 
 def test_answers_are_greedy_and_repeat(qwen: LocalReasoner) -> None:
     question = (Message("user", "what is it?", picture()),)
-    assert qwen.complete(question, {}, None) == qwen.complete(question, {}, None)
+    schema = answer_schema(MARKS)
+    assert qwen.complete(question, schema, None) == qwen.complete(question, schema, None)
 
 
 def test_control_tokens_in_an_instruction_stay_text(qwen: LocalReasoner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,21 +119,23 @@ def test_version_follows_weights_prompt_and_decoding(qwen_folder: Path, qwen: Lo
     def version(**options: Any) -> str:
         return LocalReasoner.load(options.pop("folder", qwen_folder), device="cpu", **options).version
 
-    same = version(max_new_tokens=8)
+    same = version(decoding=Decoding(max_new_tokens=8))
     assert same == qwen.version
-    assert version(max_new_tokens=9) != same
-    assert version(max_new_tokens=8, dtype="bfloat16") != same
+    assert version(decoding=Decoding(max_new_tokens=9)) != same
+    assert version(decoding=Decoding(max_new_tokens=8, constrained=False)) != same
+    assert version(decoding=Decoding(max_new_tokens=8, reasoning="short")) != same
+    assert version(decoding=Decoding(max_new_tokens=8), dtype="bfloat16") != same
     copy = tmp_path / qwen_folder.name
     save_random_mllm("qwen2_vl", copy)
-    assert version(folder=copy, max_new_tokens=8) == same
+    assert version(folder=copy, decoding=Decoding(max_new_tokens=8)) == same
     write_marker(copy, prompt="demo")
-    assert version(folder=copy, max_new_tokens=8) != same
+    assert version(folder=copy, decoding=Decoding(max_new_tokens=8)) != same
     (copy / "rsvp.json").unlink()
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert version(folder=copy, max_new_tokens=8) != same
+    assert version(folder=copy, decoding=Decoding(max_new_tokens=8)) != same
 
 
 def write_marker(folder: Path, **values: Any) -> None:
@@ -142,7 +146,7 @@ def test_marker_sets_prompt_canvas_marks_and_name(tmp_path: Path, monkeypatch: p
     save_random_mllm("qwen2_vl", tmp_path)
     marks = {"kind": "bands", "rows": 9, "columns": 9}
     write_marker(tmp_path, prompt="demo", canvas_px=[56, 56], marks=marks, name="small")
-    reasoner = LocalReasoner.load(tmp_path, device="cpu", max_new_tokens=4)
+    reasoner = LocalReasoner.load(tmp_path, device="cpu", decoding=Decoding(max_new_tokens=4))
     assert reasoner.canvas_px == (56, 56)
     assert reasoner.version.startswith("small-")
     seen = Seen(reasoner, monkeypatch)
@@ -176,7 +180,7 @@ def test_unusable_models_are_named(tmp_path: Path) -> None:
 def test_a_template_that_drops_the_image_is_named(tmp_path: Path) -> None:
     save_random_mllm("qwen2_vl", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].role }}")
-    reasoner = LocalReasoner.load(tmp_path, device="cpu", max_new_tokens=4)
+    reasoner = LocalReasoner.load(tmp_path, device="cpu", decoding=Decoding(max_new_tokens=4))
     with pytest.raises(ReasonerError, match=r"0 .*tokens and 1 images"):
         reasoner.propose(picture(), QUERY, MARKS, None)
 

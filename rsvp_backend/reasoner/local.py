@@ -2,55 +2,86 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from rsvp_backend.errors import DeadlineError, ReasonerError, WeightsError
+from rsvp_backend.errors import DeadlineError, ReasonerError
 from rsvp_backend.reasoner.base import Message, MllmReasoner
-from rsvp_backend.reasoner.model_folder import Marker, folder_digest
+from rsvp_backend.reasoner.batching import Rendezvous
+from rsvp_backend.reasoner.constrained import FreeGuide, Grammars, Guide, Reasoning, ThinkingGuide
+from rsvp_backend.reasoner.decoding import Decoder
+from rsvp_backend.reasoner.loading import LoadedModel, greedy_config, load_model, special_texts, thinks_first
 from rsvp_backend.types import Answer, Deadline, Marks, Query
 
 log = logging.getLogger(__name__)
+SHORT_REASONING = "\nGive the rationale in at most ten words."
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model with its processor. ``digest`` tells these weights from all others."""
+class Decoding:
+    """How answers are written: all of it is part of the version.
 
-    name: str
-    model: Any
-    processor: Any
-    digest: str
+    ``constrained``: only answers of the asked form can be written; ``reasoning``: `short` bounds each proposal's
+    reasoning to about ten words, under the constraint only; ``max_thinking_tokens``: for models that think first,
+    besides ``max_new_tokens``.
+    """
+
+    max_new_tokens: int = 512
+    constrained: bool = True
+    reasoning: Reasoning = "full"
+    max_thinking_tokens: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item of `LocalReasoner.propose_many`: the arguments of `Reasoner.propose`."""
+
+    visual_prompt: Image.Image
+    query: Query
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One answer to write."""
+
+    messages: tuple[Message, ...]
+    schema: dict[str, Any]
+    deadline: Deadline | None
 
 
 class LocalReasoner(MllmReasoner):
-    """A `Reasoner` that owns a model, its device and a lock: one answer is generated at a time, greedily."""
+    """A `Reasoner` that owns a model, its device and a lock: one batch of answers is written at a time, greedily."""
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        marker: Marker | None = None,
-        max_new_tokens: int = 512,
-        prompts: Path | None = None,
-    ) -> None:
-        marker = marker or Marker()
+    def __init__(self, loaded: LoadedModel, decoding: Decoding | None = None, prompts: Path | None = None) -> None:
+        marker, decoding = loaded.marker, decoding or Decoding()
         super().__init__(marker.prompt, marker.canvas_px, prompts)
-        self.name, self.model, self.processor = marker.name or loaded.name, loaded.model, loaded.processor
-        self._marks = marker.marks
+        self.name, self.model, self.processor = loaded.name, loaded.model, loaded.processor
+        self._marks, self._decoding = marker.marks, decoding
         self._lock = threading.Lock()
-        self._unspellable = _special_texts(self.processor)
-        self.model.generation_config = self._greedy(max_new_tokens)
-        parts = (loaded.digest, self.prompt_digest, str(self.model.dtype), str(max_new_tokens))
+        self._unspellable = special_texts(self.processor)
+        self._asks_for_short = decoding.reasoning == "short" and marker.prompt is None
+        self._thinks = thinks_first(self.processor)
+        self.processor.tokenizer.padding_side = "left"
+        config = self.model.generation_config = greedy_config(self.model, self.processor)
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        self._end_tokens = tuple(ends)
+        self._decoder = Decoder(self.model, config.pad_token_id, ends[0])
+        self._grammars = self._make_grammars() if decoding.constrained else None
+        self._route: Callable[[_Turn], str] = self._write_one
+        parts = (loaded.digest, self.prompt_digest, str(self.model.dtype), str(decoding))
         self._version = f"{self.name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:8]}"
 
     @classmethod
@@ -60,33 +91,11 @@ class LocalReasoner(MllmReasoner):
         *,
         device: str = "auto",
         dtype: str = "auto",
-        max_new_tokens: int = 512,
+        decoding: Decoding | None = None,
         prompts: Path | None = None,
     ) -> LocalReasoner:
-        """Load a folder, or a model of the Hugging Face hub by its name. ``prompts``: see `MllmReasoner`.
-
-        ``device``: ``auto`` or what torch calls it; ``dtype``: ``auto`` (float32 on CPU, else bfloat16 or float16) or
-        torch's name of one. Raises `WeightsError`.
-        """
-        place = pick_device(device)
-        kind = pick_dtype(dtype, place)
-        folder = Path(name_or_folder)
-        source = str(name_or_folder)
-        if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") > 1):
-            raise WeightsError(f"model folder {source} does not exist: check RSVP_REASONER")
-        marker = Marker.read(folder) if folder.is_dir() else Marker()
-        auto_processor: Any = AutoProcessor  # untyped in transformers, as are the models it makes
-        auto_model: Any = AutoModelForImageTextToText
-        try:
-            processor = auto_processor.from_pretrained(source)
-            model = auto_model.from_pretrained(source, dtype=kind).to(place).eval()
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-            raise WeightsError(f"{source} does not load as an image-text-to-text model: {error}") from error
-        if getattr(processor, "chat_template", None) is None:
-            raise WeightsError(f"{source} has no chat template: a model trained for conversations is expected")
-        digest = folder_digest(folder) if folder.is_dir() else str(model.config._commit_hash)
-        log.info("reasoner %s loaded on %s as %s", source, place, kind)
-        return cls(LoadedModel(folder.name, model, processor, digest), marker, max_new_tokens, prompts)
+        """See `load_model` for the model and `MllmReasoner` for ``prompts``. Raises `WeightsError`."""
+        return cls(load_model(name_or_folder, device, dtype), decoding, prompts)
 
     @property
     def version(self) -> str:
@@ -98,45 +107,104 @@ class LocalReasoner(MllmReasoner):
             raise ReasonerError(f"{self.name} was trained on {self._marks} and cannot read {marks}: set these marks")
         return super().propose(visual_prompt, query, marks, deadline)
 
+    def propose_many(
+        self, questions: Sequence[Question], deadline: Deadline | None = None, batch: int = 16
+    ) -> list[Answer | ReasonerError | DeadlineError]:
+        """`propose` for all ``questions``, at most ``batch`` in one forward pass: an answer or an error each, in order.
+
+        Answers equal those of `propose`, but for rounding in half precision. ``deadline`` holds for all together.
+        """
+        answers: list[Answer | ReasonerError | DeadlineError] = []
+        for at in range(0, len(questions), batch):
+            chunk = questions[at : at + batch]
+            meeting: Rendezvous[_Turn, str] = Rendezvous(len(chunk), self._write_many)
+            with ThreadPoolExecutor(len(chunk)) as pool:
+                ask = partial(self._propose_in, meeting, deadline)
+                answers += pool.map(ask, range(len(chunk)), chunk)
+        return answers
+
+    def _propose_in(
+        self, meeting: Rendezvous[_Turn, str], deadline: Deadline | None, index: int, question: Question
+    ) -> Answer | ReasonerError | DeadlineError:
+        member = copy.copy(self)
+        member._route = partial(meeting.submit, index)
+        try:
+            return member.propose(question.visual_prompt, question.query, question.marks, deadline)
+        except (ReasonerError, DeadlineError) as error:
+            return error
+        finally:
+            meeting.leave()
+
     def complete(self, messages: tuple[Message, ...], schema: dict[str, Any], deadline: Deadline | None) -> str:
+        """See `MllmReasoner.complete`; the end of a thinking block stays in the text."""
+        return self._route(_Turn(messages, schema, deadline))
+
+    def _write_one(self, turn: _Turn) -> str:
+        return self._write([turn])[0]
+
+    def _write_many(self, turns: Sequence[_Turn]) -> Sequence[str | Exception]:
+        """A batch; where it fails as a whole (one bad image, memory), each turn alone."""
+        try:
+            return self._write(turns)
+        except ReasonerError as error:
+            if len(turns) == 1:
+                return [error]
+            log.warning("%s answers at once failed (%s): one by one", len(turns), error)
+        results: list[str | Exception] = []
+        for turn in turns:
+            try:
+                results.append(self._write_one(turn))
+            except (ReasonerError, DeadlineError) as error:
+                results.append(error)
+        return results
+
+    def _write(self, turns: Sequence[_Turn]) -> list[str]:
+        """One text per turn, in one batch under the first turn's deadline."""
+        deadline = turns[0].deadline
         try:
             inputs = self.processor.apply_chat_template(
-                [self._turn(message) for message in messages],
+                [[self._turn(message) for message in turn.messages] for turn in turns],
                 add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                processor_kwargs={"padding": len(turns) > 1},
             )  # fmt: skip
             with self._device(deadline), torch.inference_mode():
-                return self._generate(inputs.to(self.model.device, dtype=self.model.dtype), deadline)
+                return self._generate(inputs.to(self.model.device, dtype=self.model.dtype), turns, deadline)
         except (RuntimeError, ValueError) as error:
             raise ReasonerError(f"{self.name} failed on this image: {error}") from error
 
-    def _generate(self, inputs: Any, deadline: Deadline | None) -> str:
-        limit = {} if deadline is None else {"max_time": deadline.remaining_s}
-        output = self.model.generate(**inputs, **limit)
-        if deadline is not None and deadline.expired:
-            raise DeadlineError(f"the time of this request was over while {self.name} wrote its answer")
-        new_tokens = output[:, inputs["input_ids"].shape[1] :]
-        return str(self.processor.batch_decode(new_tokens, skip_special_tokens=True)[0])
+    def _generate(self, inputs: Any, turns: Sequence[_Turn], deadline: Deadline | None) -> list[str]:
+        limit = self._decoding.max_new_tokens + (self._decoding.max_thinking_tokens if self._thinks else 0)
+        guides = [self._guide(turn.schema) for turn in turns]
+        try:
+            tokens = self._decoder.write(dict(inputs), guides, limit, deadline)
+        except DeadlineError as error:
+            raise DeadlineError(f"{self.name}: {error}") from None
+        return [str(text) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _guide(self, schema: dict[str, Any]) -> Guide:
+        if self._grammars is None:
+            return FreeGuide(frozenset(self._end_tokens))
+        answer = self._grammars.guide(schema)
+        if not self._thinks:
+            return answer
+        return ThinkingGuide(self.processor.tokenizer, answer, self._decoding.max_thinking_tokens)
+
+    def _make_grammars(self) -> Grammars | None:
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        try:
+            return Grammars(self.processor.tokenizer, vocabulary, self._end_tokens, self._decoding.reasoning)
+        except ValueError as error:
+            log.warning("%s writes without constraint: its tokenizer does not fit llguidance (%s)", self.name, error)
+            return None
 
     def _turn(self, message: Message) -> dict[str, Any]:
-        text = message.text
+        text = message.text + (SHORT_REASONING if self._asks_for_short and message.role == "user" else "")
         for token in self._unspellable:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         content: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if message.image is not None:
             content.insert(0, {"type": "image", "image": message.image})
         return {"role": message.role, "content": content}
-
-    def _greedy(self, max_new_tokens: int) -> Any:
-        """Greedy decoding whatever the checkpoint suggests; only its end and padding tokens are kept."""
-        config_class: Any = GenerationConfig
-        given = self.model.generation_config
-        end = given.eos_token_id if given.eos_token_id is not None else self.processor.tokenizer.eos_token_id
-        pad = given.pad_token_id if given.pad_token_id is not None else self.processor.tokenizer.pad_token_id
-        first_end = end[0] if isinstance(end, list) else end
-        return config_class(
-            do_sample=False, max_new_tokens=max_new_tokens, bos_token_id=given.bos_token_id,
-            eos_token_id=end, pad_token_id=first_end if pad is None else pad,
-        )  # fmt: skip
 
     @contextmanager
     def _device(self, deadline: Deadline | None) -> Iterator[None]:
@@ -147,30 +215,3 @@ class LocalReasoner(MllmReasoner):
             yield
         finally:
             self._lock.release()
-
-
-def pick_device(device: str) -> torch.device:
-    """``auto``: CUDA, else Apple's MPS, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto``: float32 on CPU, where half precision is slow; bfloat16 on CUDA that has it; else float16."""
-    if dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise WeightsError(f"dtype {dtype!r} is unknown: auto, float32, bfloat16 or float16 is expected")
-        return found
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _special_texts(processor: Any) -> tuple[str, ...]:
-    """Texts that the tokenizer turns into control tokens (``[IMG]``, ``<|im_end|>``): no message may spell them."""
-    tokens = {*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)}
-    return tuple(sorted(t for t in tokens if isinstance(t, str) and len(t) > 2 and not t[0].isalnum()))
