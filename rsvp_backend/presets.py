@@ -79,7 +79,7 @@ def _reasoner(spec: str, settings: Settings) -> tuple[Reasoner, Marks]:
 
 
 def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
-    from rsvp_backend.reasoner.local import LocalReasoner
+    from rsvp_backend.reasoner.local import Decoding, LocalReasoner
     from rsvp_backend.reasoner.model_folder import Marker
 
     trained_on = Marker.read(source).marks if source.is_dir() else None
@@ -91,7 +91,13 @@ def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
                 "RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
             )
         marks = trained_on
-    reasoner = LocalReasoner.load(str(source), device=settings.device, dtype=settings.dtype, prompts=settings.prompts)
+    reasoner = LocalReasoner.load(
+        str(source),
+        device=settings.device,
+        dtype=settings.dtype,
+        decoding=Decoding(constrained=settings.reasoner_constrained, reasoning=settings.reasoning),
+        prompts=settings.prompts,
+    )
     return reasoner, marks
 
 

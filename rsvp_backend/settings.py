@@ -46,6 +46,14 @@ class Settings(BaseSettings):
         description="stage 1 in place of the preset's: `demo`, `openai:MODEL`, `hf:ID-OR-FOLDER` (transformers), or "
         "`http(s)://HOST/v1#MODEL` (any OpenAI-compatible server)",
     )
+    reasoner_constrained: bool = Field(
+        True, description="a local reasoner can only write answers of the asked form (grammar-constrained decoding)"
+    )
+    reasoning: Literal["full", "short"] = Field(
+        "full",
+        description="a local reasoner's rationale: `full`, or `short` (about ten words, which is faster; the bound "
+        "needs `RSVP_REASONER_CONSTRAINED`)",
+    )
     reasoner_api_key: SecretStr | None = Field(None, description="API key of a remote reasoner")
     reasoner_timeout_s: Seconds = Field(60.0, description="time for one answer of a remote reasoner, seconds")
     reasoner_max_tokens: int = Field(

@@ -12,6 +12,7 @@ from rsvp_backend.masks import Cleanup
 from rsvp_backend.reasoner.cache import AnswerStore, CachedReasoner
 from rsvp_backend.reasoner.chat import ChatConfig, ChatReasoner
 from rsvp_backend.reasoner.endpoint import EndpointConfig
+from rsvp_backend.reasoner.local import Decoding, LocalReasoner
 from rsvp_backend.reasoner.usage import Budget, Prices
 from rsvp_backend.settings import Settings, load_settings, settings_markdown, settings_rows
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter
@@ -73,6 +74,8 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_REASONER", "gpt-4o", "openai:MODEL"),
         ("RSVP_REASONER", "http://host/v1", "#MODEL"),
         ("RSVP_REASONER_MAX_TOKENS", "63", "greater than or equal to 64"),
+        ("RSVP_REASONER_CONSTRAINED", "perhaps", "boolean"),
+        ("RSVP_REASONING", "long", "'full' or 'short'"),
         ("RSVP_REASONER_IMAGE_PX", "100", "greater than or equal to 256"),
         ("RSVP_REASONER_CONCURRENCY", "0", "greater than or equal to 1"),
         ("RSVP_REASONER_PRICE_IN", "-1", "greater than or equal to 0"),
@@ -187,6 +190,15 @@ def test_the_remote_reasoners_settings_reach_it(monkeypatch: pytest.MonkeyPatch,
         prices=Prices(2.5, 10.0),
         budget=Budget(1.5, 100),
     )
+
+
+def test_the_local_reasoners_settings_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RSVP_REASONER_CONSTRAINED", "false")
+    monkeypatch.setenv("RSVP_REASONING", "short")
+    local = presets.build(load_settings()).reasoner
+    assert isinstance(local, LocalReasoner)
+    assert local._decoding == Decoding(constrained=False, reasoning="short")
+    assert local._grammars is None
 
 
 def test_answers_are_kept_by_a_setting_only_and_never_the_demos(tmp_path: Path) -> None:
