@@ -24,7 +24,7 @@ from rsvp_backend.types import Box, Instance, Outcome, Regions, Trace
 pytestmark = pytest.mark.e2e
 HOME = Home(Path(__file__).parents[1] / Home().root)
 XML = default_label_config(["Key", "Cup"])
-NAMES = ("untouched", "edited", "deleted", "drawn", "skipped", "imported", "silent")
+NAMES = ("untouched", "edited", "deleted", "drawn", "skipped", "imported", "bulk", "open")
 WIDTH_PX, HEIGHT_PX = 60, 40
 CROP = Box(4, 2, 30, 24)
 
@@ -75,13 +75,16 @@ def annotated(client: LabelStudioClient, tmp_path_factory: pytest.TempPathFactor
     tasks[NAMES.index("imported")]["annotations"] = [{"result": [polygon()]}]
     client.import_tasks(project, tasks)
     ids = {task["data"]["name"]: int(task["id"]) for task in client.tasks(project)}
-    _submit(client, ids)
+    _submit(client, project, ids)
     return project, ids
 
 
-def _submit(client: LabelStudioClient, ids: dict[str, int]) -> None:
+def _submit(client: LabelStudioClient, project: int, ids: dict[str, int]) -> None:
     mask = area(6, 4, 20, 14)
     edited = predicted(area(6, 4, 20, 18))["result"]
+    client.create_prediction(ids["bulk"], predicted(mask))
+    action = {"id": "predictions_to_annotations", "project": project}
+    client._object("POST", "/api/dm/actions", params=action, json={"selectedItems": {"all": True, "excluded": []}})
     for name in ("untouched", "edited", "deleted", "skipped"):
         shown = client.create_prediction(ids[name], predicted(mask))
         results = copy.deepcopy(shown["result"])
@@ -120,8 +123,8 @@ def test_submitted_annotations_are_read_back(client: LabelStudioClient, annotate
     assert found[ids["edited"]].reasoning == "It has teeth."
     assert found[ids["untouched"]].annotator == client.whoami()["id"]
     assert (reading.tasks, dict(reading.left_out)) == (
-        6,
-        {Reason.SUPERSEDED: 1, Reason.IMPORTED: 1, Reason.SKIPPED: 1},
+        7,
+        {Reason.SUPERSEDED: 1, Reason.IMPORTED: 2, Reason.SKIPPED: 1},
     )
     assert reading.tasks_left_out[Reason.SKIPPED] == [ids["skipped"]]
 

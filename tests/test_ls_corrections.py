@@ -297,6 +297,9 @@ def test_which_annotations_count(read: Any) -> None:
     assert (lefts(found), reading.left_out) == ([20], {Reason.IMPORTED: 1})
     found, reading = read(tasks, include_imported=True)
     assert (lefts(found), reading.left_out) == ([0, 20], Counter())
+    bulk = task([one(1, 1, 0, updated_by=None, parent_prediction=7)])
+    found, reading = read(bulk, include_imported=True)
+    assert (found, reading.left_out) == ([], {Reason.IMPORTED: 1})
     nobody = [one(1, 1, 0, completed_by=None), one(2, 1, 10, completed_by=None)]
     found, _ = read(task(nobody))
     assert (lefts(found), found[0].annotator) == ([0, 10], None)

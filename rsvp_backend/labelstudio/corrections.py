@@ -1,9 +1,9 @@
 """Label Studio's annotations -> corrections to learn from; what cannot be used is counted, never dropped in silence.
 
 Which annotations count: the last submitted one of each person on a task. Left out are skipped ones, imported ones that
-nobody has saved since (unless asked for), and where a person has marked an annotation as ground truth, the others of
-that task. What each region is: see `compared.corrections_of`. TextAreas of the whole task (the prompt, the message)
-are no corrections.
+nobody has saved since (unless asked for), predictions that were turned into annotations in bulk, and where a person
+has marked an annotation as ground truth, the others of that task. What each region is: see
+`compared.corrections_of`. TextAreas of the whole task (the prompt, the message) are no corrections.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def _of_task(task: JSON, source: Source, reading: Reading) -> Iterator[Correctio
 def _chosen(annotations: Sequence[JSON], task: int, include_imported: bool, reading: Reading) -> list[JSON]:
     """The annotations that count, by the rules at the head of this module."""
     submitted = [one for one in annotations if not one.get("was_cancelled")]
-    of_people = [one for one in submitted if include_imported or not imported(one)]
+    # Predictions that were made annotations in bulk look imported, but they are nobody's work.
+    of_people = [
+        one for one in submitted if not imported(one) or (include_imported and one.get("parent_prediction") is None)
+    ]
     # Label Studio marks every import as ground truth: only a person's mark says which one to trust.
     starred = [one for one in of_people if one.get("ground_truth") and not imported(one)]
     trusted = starred or of_people

@@ -15,7 +15,7 @@ class Reason(StrEnum):
     """Why an annotation or a region is no correction."""
 
     SKIPPED = "skipped"
-    IMPORTED = "imported and never saved by a person"
+    IMPORTED = "imported or made in bulk, and never saved by a person"
     NOT_GROUND_TRUTH = "another annotation of the task is the ground truth"
     SUPERSEDED = "an older annotation of the same person"
     EMPTY = "submitted empty on a task without prediction"
