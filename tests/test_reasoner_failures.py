@@ -52,7 +52,7 @@ CASES = {
     "429": Case(refuses(429, "slow down"), FAILED, "answers 429: slow down (tried 3 times)", {"rate_limited": 3}),
     "429, again at once": Case(refuses(429, "x", retry_after="0"), FAILED, "tried 3 times", {"rate_limited": 3}),
     "429, again in an hour": Case(
-        refuses(429, "x", retry_after="3600"), FAILED, "no time is left to wait600.0 s", {"rate_limited": 1}
+        refuses(429, "x", retry_after="3600"), FAILED, "no time is left to wait 3600.0 s", {"rate_limited": 1}
     ),
     "429, again at a date": Case(
         refuses(429, "x", retry_after=NEXT_HOUR), FAILED, "no time is left to wait", {"rate_limited": 1}
