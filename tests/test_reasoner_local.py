@@ -12,12 +12,14 @@ import torch
 from mllm_folders import FAMILIES, demo_reasoner_folder, save_random_mllm
 from PIL import Image
 
+from rsvp_backend import presets
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, WeightsError
 from rsvp_backend.grid import draw_marks
 from rsvp_backend.reasoner.base import Message
 from rsvp_backend.reasoner.local import Decoding, LocalReasoner
 from rsvp_backend.reasoner.model_folder import Marker
 from rsvp_backend.reasoner.schema import answer_schema
+from rsvp_backend.scenes import make_scene
 from rsvp_backend.types import Deadline, Marks, Query
 
 MARKS = Marks("bands", 9, 9)
@@ -192,3 +194,14 @@ def test_the_demo_model_gives_valid_answers() -> None:
     answer = reasoner.propose(picture().resize(canvas), Query("the red ball"), MARKS, None)
     assert len(answer.proposals) == 1
     assert len(answer.raw_texts) == 1
+
+
+def test_the_demo_model_answers_the_same_whatever_labels_a_project_has() -> None:
+    """It was trained on a form without labels; the project's label is found by the object's words afterwards."""
+    reasoner = LocalReasoner.load(presets.DEMO_ASSETS / "reasoner", device="cpu")
+    scene = make_scene(10_000_000, "easy")
+    image = draw_marks(scene.image.resize((288, 288)), Marks())
+    instruction = scene.questions[0].instruction
+    alone = reasoner.propose(image, Query(instruction), Marks(), None)
+    among = reasoner.propose(image, Query(instruction, ("Mug", "Key", "Lamp")), Marks(), None)
+    assert alone.raw_texts == among.raw_texts

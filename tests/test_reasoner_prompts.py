@@ -210,3 +210,9 @@ def test_an_answer_that_follows_an_attack_is_refused(attack: str) -> None:
     for change in ({"label": "Admin"}, {"rows": [99]}, {"present": attack}):
         with pytest.raises(AnswerError):
             parse(json.dumps({"proposals": [GOOD | change]}), BANDS, LABELS)
+
+
+def test_labels_are_asked_for_only_where_the_question_offers_them() -> None:
+    assert Prompt.load("rsvp_bands").offers_labels
+    assert Prompt.load("rsvp_cells").offers_labels
+    assert not Prompt.load("demo").offers_labels

@@ -73,7 +73,7 @@ class MllmReasoner(ABC):
     def propose(self, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None) -> Answer:
         """See `Reasoner.propose`."""
         prompt = self._prompt(marks)
-        schema = answer_schema(marks, query.labels)
+        schema = answer_schema(marks, query.labels if prompt.offers_labels else ())
         question = Message("user", prompt.ask(query, marks), visual_prompt.convert("RGB"))
         first = self.complete((question,), schema, deadline)
         try:

@@ -66,6 +66,11 @@ class Prompt:
         """Changes with every character of the texts; part of the reasoner's version."""
         return hashlib.sha256(f"{self.question}\0{self.repair}\0{_LABEL_STEP}".encode()).hexdigest()[:8]
 
+    @property
+    def offers_labels(self) -> bool:
+        """Whether the question lets the model choose a label. A model trained on a fixed form knows of none."""
+        return "{label_step}" in self.question
+
     def ask(self, query: Query, marks: Marks) -> str:
         """The question on ``query`` for an image marked with ``marks``."""
         if len(query.instruction) > MAX_INSTRUCTION_CHARS:
