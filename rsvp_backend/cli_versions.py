@@ -146,11 +146,8 @@ def _move(registry: Registry, args: argparse.Namespace, settings: Settings) -> t
 
 
 def _tell(settings: Settings, project: int, segmenter: str) -> str:
-    from rsvp_backend.labelstudio.client import LabelStudioClient
+    from rsvp_backend.access import open_client
     from rsvp_backend.labelstudio.promotion import follow_promotion
 
-    assert settings.label_studio_url is not None  # see _checked
-    assert settings.label_studio_token is not None
-    token = settings.label_studio_token.get_secret_value()
-    with LabelStudioClient(settings.label_studio_url, token) as client:
+    with open_client(settings) as client:
         return follow_promotion(client, project, segmenter)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import httpx
 
 from rsvp_backend import presets
+from rsvp_backend.access import make_fetcher
 from rsvp_backend.answers import read_task, shown_uri
 from rsvp_backend.errors import RsvpError
 from rsvp_backend.labelstudio.client import LabelStudioClient
@@ -16,7 +17,6 @@ from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
 from rsvp_backend.metrics import meter_of
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, make_scene
-from rsvp_backend.server import make_fetcher
 from rsvp_backend.settings import Settings
 from rsvp_backend.types import Deadline, EmptyReason
 

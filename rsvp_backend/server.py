@@ -21,12 +21,11 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from rsvp_backend import __version__, presets
+from rsvp_backend.access import make_fetcher
 from rsvp_backend.answers import asks_something
 from rsvp_backend.basic_auth import BasicAuth
 from rsvp_backend.engine import Batch, Engine, NotReadyError, State
 from rsvp_backend.errors import LabelConfigError
-from rsvp_backend.labelstudio.auth import TokenAuth
-from rsvp_backend.labelstudio.images import ImageFetcher, ImageLimits
 from rsvp_backend.labelstudio.tags import parse_label_config
 from rsvp_backend.metrics import CONTENT_TYPE
 from rsvp_backend.settings import Settings
@@ -82,22 +81,6 @@ class ProjectDefaults:
 
     def of(self, project: str | int | None) -> str | None:
         return self._by_project.get(str(project), self._everywhere)
-
-
-def make_fetcher(settings: Settings) -> ImageFetcher:
-    """The image fetcher that the settings describe. Raises `LabelStudioError` for an unusable token."""
-    auth = None
-    if settings.label_studio_url and settings.label_studio_token:
-        auth = TokenAuth(settings.label_studio_url, settings.label_studio_token.get_secret_value())
-        log.info("Label Studio at %s, with a %s token", settings.label_studio_url, auth.kind)
-    limits = ImageLimits(settings.image_max_bytes, settings.image_max_pixels, settings.image_timeout_s)
-    return ImageFetcher(
-        settings.label_studio_url,
-        auth,
-        limits,
-        allow_private=settings.allow_private_addresses,
-        public_url=settings.label_studio_public_url,
-    )
 
 
 def make_engine(settings: Settings) -> Engine:

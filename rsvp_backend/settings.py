@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         description="folder of the VLSM's fine-tuned versions; the current one is served, a newly promoted one within "
         "seconds; none: the base weights only",
     )
+    replay: Literal["scenes", "none"] = Field(
+        "scenes",
+        description="earlier data that fine-tuning sees again, so that nothing is forgotten: generated `scenes`, or "
+        "`none`",
+    )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16` or `float16`"

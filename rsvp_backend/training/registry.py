@@ -172,10 +172,14 @@ class Registry:
         """``base`` with the version's delta over it (see `deltas.apply`). Raises `VersionError`."""
         from rsvp_backend.training import deltas
 
-        version = self.get(version_id)
-        _check_base(version, base.version)
-        delta = deltas.read(self.folder / version_id / DELTA_FILE, version.delta_sha256)
-        return deltas.apply(base, delta, version.id)
+        _check_base(self.get(version_id), base.version)
+        return deltas.apply(base, self.delta(version_id), version_id)
+
+    def delta(self, version_id: str) -> dict[str, Tensor]:
+        """The version's delta, relative to its base weights, on the CPU. Raises `VersionError`."""
+        from rsvp_backend.training import deltas
+
+        return deltas.read(self.folder / version_id / DELTA_FILE, self.get(version_id).delta_sha256)
 
     def clean(self) -> None:
         """Clear what a killed process left behind; a folder that does not exist stays away. Raises `VersionError`."""

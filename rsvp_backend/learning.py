@@ -1,0 +1,250 @@
+"""One lesson: what annotators left in a project -> a fine-tuned version, compared with the current one, promoted
+where it is better.
+
+Label Studio is the only source of corrections, read anew each time: a lesson that was cut off or failed has lost
+nothing, and the next one goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rsvp_backend.access import make_fetcher, open_client
+from rsvp_backend.errors import LabelStudioError, RsvpError, SettingsError
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.corrections import read_corrections
+from rsvp_backend.labelstudio.promotion import follow_promotion
+from rsvp_backend.labelstudio.reading import Reading
+from rsvp_backend.presets import vlsm_source
+from rsvp_backend.settings import Settings
+from rsvp_backend.training import durable
+from rsvp_backend.training.adapters import compose_deltas
+from rsvp_backend.training.finetune import FinetuneConfig, FinetuneResult, Progress, finetune
+from rsvp_backend.training.gate import Decision, calibrate, decide
+from rsvp_backend.training.registry import Registry
+from rsvp_backend.training.replay import NoReplay, ReplaySource, SceneReplay
+from rsvp_backend.training.samples import Correction
+from rsvp_backend.training.versions import Record, Version
+from rsvp_backend.vlsm import weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["reading", "training", "comparing", "promoting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a lesson tells on its way. ``done`` of ``total`` steps of the stage; ``total`` 0 where nobody knows."""
+
+    stage: Stage
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What became of one lesson. ``version``: None where there was nothing new to learn from (see ``notes``)."""
+
+    project: int
+    reading: Reading
+    corrections: int
+    version: str | None = None
+    promoted: bool = False
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        found = asdict(self)
+        return {**found, "reading": str(self.reading), "reasons": list(self.reasons), "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        end = "nothing to do"
+        if self.version is not None:
+            end = f"{self.version} {'promoted' if self.promoted else 'kept as a candidate'}"
+        return "\n".join([str(self.reading), *self.notes, *self.reasons, end])
+
+
+def learn(
+    settings: Settings,
+    project: int,
+    tell: Callable[[Told], None] = lambda _: None,
+    *,
+    promote: bool = True,
+    config: FinetuneConfig | None = None,
+) -> Lesson:
+    """Learn from ``project``'s annotations. ``tell`` may raise to stop it; a further call goes on from there.
+
+    ``promote``: False keeps even a better version as a candidate. Raises `SettingsError` for what is missing,
+    `LabelStudioError`, `LabelConfigError`, `WeightsError`, `VersionError`; the current version is then untouched.
+    """
+    registry, work = Registry(_versions_folder(settings)), work_folder(settings)
+    with open_client(settings) as client, _alone(work, project):
+        reading = Reading()
+        corrections = _read(client, settings, project, reading, tell)
+        if not corrections:
+            return Lesson(
+                project, reading, 0, notes=("there is no correction to learn from: submit annotations first",)
+            )
+        base = weights.load(vlsm_source(settings))
+        current = registry.current()
+        keys = tuple(sorted(correction.key for correction in corrections))
+        if (known := _same_lesson(registry, keys, current)) is not None:
+            note = f"nothing new since version {known}: it learned from these very corrections"
+            return Lesson(project, reading, len(corrections), notes=(note,))
+        plan = _Plan(settings, registry, project, work, base, current)
+        result = _train(plan, corrections, _configured(settings, work, config), tell)
+        tell(Told("comparing", "comparing with the current version"))
+        decision = decide(result.before, result.after, result.replay_before, result.replay_after)
+        version = registry.add_candidate(_whole_delta(plan, result), _record(plan, keys, result, decision))
+        shutil.rmtree(_checkpoints(work, project), ignore_errors=True)
+        lesson = Lesson(
+            project=project,
+            reading=reading,
+            corrections=len(corrections),
+            version=version.id,
+            reasons=decision.reasons,
+            scores=_scores(version.record),
+            steps=result.steps,
+            seconds=round(result.seconds, 2),
+        )
+        return _promoted(plan, lesson, version, client, tell) if decision.promote and promote else lesson
+
+
+def work_folder(settings: Settings) -> Path:
+    """Where checkpoints, cached crops and embeddings, and the jobs are kept: beside the versions."""
+    versions = _versions_folder(settings)
+    return versions.with_name(f"{versions.name}-work")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """``base``: the weights that RSVP_VLSM names; ``current``: the version over them that training begins with."""
+
+    settings: Settings
+    registry: Registry
+    project: int
+    work: Path
+    base: weights.Weights
+    current: str | None
+
+
+def _train(
+    plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfig, tell: Callable[[Told], None]
+) -> FinetuneResult:
+    start = plan.base if plan.current is None else plan.registry.load(plan.base, plan.current)
+
+    def told(progress: Progress) -> None:
+        text = f"loss {progress.loss:.3f}, held-out IoU {progress.iou:.3f}, {progress.eta_s:.0f} s left"
+        tell(Told("training", text, progress.step, progress.steps))
+
+    tell(Told("training", f"{len(corrections)} corrections: reading images", 0, config.steps))
+    return finetune(start, corrections, _replay(plan.settings), config, _checkpoints(plan.work, plan.project), told)
+
+
+def _promoted(
+    plan: _Plan, lesson: Lesson, version: Version, client: LabelStudioClient, tell: Callable[[Told], None]
+) -> Lesson:
+    """Promote, and let Label Studio's backend title follow; that it does not is told, and changes nothing else."""
+    tell(Told("promoting", f"promoting {version.id}"))
+    plan.registry.promote(version.id, plan.base.version, expected_current=plan.current)
+    try:
+        follow_promotion(client, plan.project, version.id)
+    except LabelStudioError as error:
+        log.warning("%s is promoted, but Label Studio does not show it: %s", version.id, error)
+        return replace(lesson, promoted=True, notes=(*lesson.notes, f"Label Studio does not show it yet: {error}"))
+    return replace(lesson, promoted=True)
+
+
+def _read(
+    client: LabelStudioClient, settings: Settings, project: int, reading: Reading, tell: Callable[[Told], None]
+) -> list[Correction]:
+    found = []
+    fetcher, largest = make_fetcher(settings), settings.image_max_pixels
+    for correction in read_corrections(client, project, fetcher, settings.padding, reading, max_pixels=largest):
+        found.append(correction)
+        tell(Told("reading", f"{len(found)} corrections of {reading.tasks} tasks", reading.tasks))
+    log.info("project %d: %s", project, reading)
+    return found
+
+
+def _same_lesson(registry: Registry, keys: tuple[str, ...], current: str | None) -> str | None:
+    """The version that came out of the same corrections, seen from the same current version."""
+    for version in registry.list():
+        if version.record.data == keys and current in (version.id, version.record.parent):
+            return version.id
+    return None
+
+
+def _configured(settings: Settings, work: Path, config: FinetuneConfig | None) -> FinetuneConfig:
+    """Settings decide where and in which view; the rest is the caller's, or by default."""
+    asked = config or FinetuneConfig()
+    return replace(asked, view=settings.vlsm_view, device=settings.device, cache=work / "cache")
+
+
+def _replay(settings: Settings) -> ReplaySource:
+    return SceneReplay(padding=settings.padding) if settings.replay == "scenes" else NoReplay()
+
+
+def _whole_delta(plan: _Plan, result: FinetuneResult) -> Mapping[str, Tensor]:
+    """Relative to the base weights, whatever training began with."""
+    if plan.current is None:
+        return result.delta
+    return compose_deltas(plan.registry.delta(plan.current), result.delta)
+
+
+def _record(plan: _Plan, keys: tuple[str, ...], result: FinetuneResult, decision: Decision) -> Record:
+    calibration = calibrate(result.after)
+    return Record(
+        base=plan.base.version,
+        parent=plan.current,
+        data=keys,
+        before={"held_out": result.before.mean, "replay": result.replay_before.mean},
+        after={"held_out": result.after.mean, "replay": result.replay_after.mean},
+        decision="promote" if decision.promote else "keep",
+        reasons=decision.reasons,
+        calibration=calibration.to_dict() if calibration.knots else None,
+    )
+
+
+def _scores(record: Record) -> dict[str, float]:
+    return {f"{name}_before": value for name, value in record.before.items()} | {
+        f"{name}_after": value for name, value in record.after.items()
+    }
+
+
+def _checkpoints(work: Path, project: int) -> Path:
+    return work / f"project-{project}"
+
+
+@contextmanager
+def _alone(work: Path, project: int) -> Iterator[None]:
+    """One lesson per project at a time, in all processes."""
+    with ExitStack() as stack:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(durable.locked(work / f"project-{project}.lock", 0.0))
+        except TimeoutError:
+            raise RsvpError(f"project {project} is being learned from by another process: wait for its end") from None
+        except OSError as error:
+            raise RsvpError(f"{work} (beside RSVP_VERSIONS) cannot be written: {error.strerror or error}") from error
+        yield
+
+
+def _versions_folder(settings: Settings) -> Path:
+    if settings.versions is None:
+        raise SettingsError("RSVP_VERSIONS is not set: name a folder for what is learned")
+    return settings.versions
