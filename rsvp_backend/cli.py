@@ -18,8 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from rsvp_backend import __version__
-from rsvp_backend.cli_versions import add_options
+from rsvp_backend import __version__, cli_finetune, cli_rank, cli_versions
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -148,10 +147,15 @@ def label_config(args: argparse.Namespace) -> int:
 
 
 def versions(args: argparse.Namespace) -> int:
-    settings = _settings(args, preset=args.preset)
-    from rsvp_backend import cli_versions
+    return cli_versions.run(args, _settings(args, preset=args.preset), out)
 
-    return cli_versions.run(args, settings, out)
+
+def finetune(args: argparse.Namespace) -> int:
+    return cli_finetune.run(args, _settings(args, preset=args.preset), out, err)
+
+
+def rank(args: argparse.Namespace) -> int:
+    return cli_rank.run(args, _settings(args), out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,8 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     preset.add_argument("--preset", help="reasoner and VLSM by one name (default: RSVP_PRESET, else demo)")
     _add_serving(commands, preset)
     _add_images(commands, preset)
+    command = commands.add_parser("finetune", parents=[preset], help="learn from the corrections in a project")
+    cli_finetune.add_options(command)
+    command.set_defaults(run=finetune)
+    command = commands.add_parser("rank", help="which open tasks of a project to look at first, and why")
+    cli_rank.add_options(command)
+    command.set_defaults(run=rank)
     command = commands.add_parser("versions", parents=[preset], help="fine-tuned versions: list, promote, roll back")
-    add_options(command)
+    cli_versions.add_options(command)
     command.set_defaults(run=versions)
     command = commands.add_parser("settings", help="print all settings as a table")
     command.set_defaults(run=show_settings)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rsvp_backend.access import make_fetcher, open_client
-from rsvp_backend.errors import LabelStudioError, RsvpError, SettingsError
+from rsvp_backend.errors import LabelConfigError, LabelStudioError, RsvpError, SettingsError
 from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.corrections import read_corrections
-from rsvp_backend.labelstudio.promotion import follow_promotion
+from rsvp_backend.labelstudio.promotion import follow_promotion, predict_again
+from rsvp_backend.labelstudio.ranking import doubtful
 from rsvp_backend.labelstudio.reading import Reading
 from rsvp_backend.presets import vlsm_source
 from rsvp_backend.settings import Settings
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["reading", "training", "comparing", "promoting"]
+Stage = Literal["reading", "images", "training", "comparing", "promoting", "predicting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ def learn(
             corrections=len(corrections),
             version=version.id,
             reasons=decision.reasons,
+            notes=tuple(f"task {task} left out: {error}" for task, error in result.unreadable),
             scores=_scores(version.record),
             steps=result.steps,
             seconds=round(result.seconds, 2),
@@ -148,25 +150,35 @@ def _train(
     start = plan.base if plan.current is None else plan.registry.load(plan.base, plan.current)
 
     def told(progress: Progress) -> None:
-        text = f"loss {progress.loss:.3f}, held-out IoU {progress.iou:.3f}, {progress.eta_s:.0f} s left"
-        tell(Told("training", text, progress.step, progress.steps))
+        text = f"{progress.eta_s:.0f} s left"
+        if progress.stage == "training":
+            text = f"loss {progress.loss:.3f}, held-out IoU {progress.iou:.3f}, {text}"
+        tell(Told(progress.stage, text, progress.step, progress.steps))
 
-    tell(Told("training", f"{len(corrections)} corrections: reading images", 0, config.steps))
     return finetune(start, corrections, _replay(plan.settings), config, _checkpoints(plan.work, plan.project), told)
 
 
 def _promoted(
     plan: _Plan, lesson: Lesson, version: Version, client: LabelStudioClient, tell: Callable[[Told], None]
 ) -> Lesson:
-    """Promote, and let Label Studio's backend title follow; that it does not is told, and changes nothing else."""
+    """Promote, let Label Studio's backend title follow, and predict again what is open and doubtful.
+
+    What Label Studio does not do of it is told, and changes nothing else.
+    """
     tell(Told("promoting", f"promoting {version.id}"))
     plan.registry.promote(version.id, plan.base.version, expected_current=plan.current)
     try:
+        # Ordered first: with the new title the old scores, by which Label Studio sorts, are gone.
+        order = doubtful(client, plan.project, plan.settings.repredict)
         follow_promotion(client, plan.project, version.id)
-    except LabelStudioError as error:
+        tasks = [ranked.task for ranked in order]
+        count = predict_again(
+            client, plan.project, tasks, lambda done: tell(Told("predicting", "open tasks", done, len(tasks)))
+        )
+    except (LabelStudioError, LabelConfigError) as error:
         log.warning("%s is promoted, but Label Studio does not show it: %s", version.id, error)
         return replace(lesson, promoted=True, notes=(*lesson.notes, f"Label Studio does not show it yet: {error}"))
-    return replace(lesson, promoted=True)
+    return replace(lesson, promoted=True, notes=(*lesson.notes, f"predicted {count} open tasks again"))
 
 
 def _read(

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         description="earlier data that fine-tuning sees again, so that nothing is forgotten: generated `scenes`, or "
         "`none`",
     )
+    repredict: int = Field(
+        100, ge=0, le=100_000, description="open tasks predicted again after a promotion, the most doubtful first"
+    )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16` or `float16`"

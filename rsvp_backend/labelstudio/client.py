@@ -16,6 +16,7 @@ from rsvp_backend.labelstudio.auth import TokenAuth
 
 JSON = dict[str, Any]
 _SHOWN_CHARS = 300
+_BY_SCORE = "tasks:predictions_score"
 
 
 class LabelStudioClient:
@@ -148,19 +149,35 @@ class LabelStudioClient:
                 yield from tasks
                 last = max(int(task["id"]) for task in tasks)
 
+    def open_tasks(self, project: int, limit: int, page_size: int = 25, timeout_s: float = 120.0) -> Iterator[JSON]:
+        """At most ``limit`` tasks that nobody has annotated or skipped, with all they hold; the lowest scores of the
+        project's model version first, then those without one."""
+        page = 1
+        while limit > 0:
+            params = {
+                "project": project,
+                "fields": "all",
+                "resolve_uri": "false",
+                "page": page,
+                "page_size": page_size,
+                "query": _query([("total_annotations", "equal", 0), ("cancelled_annotations", "equal", 0)], _BY_SCORE),
+            }
+            answer = self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
+            yield from answer["tasks"][:limit]
+            limit -= len(answer["tasks"])
+            if page * page_size >= answer["total"] or not answer["tasks"]:
+                return
+            page += 1
+
     def _tasks_after(
         self, project: int, last: int, filters: Sequence[tuple[str, str, int]], page_size: int, timeout_s: float
     ) -> list[JSON]:
-        items = [
-            {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
-            for column, operator, value in [("id", "greater", last), *filters]
-        ]
         params = {
             "project": project,
             "fields": "all",
             "resolve_uri": "false",
             "page_size": page_size,
-            "query": json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}),
+            "query": _query([("id", "greater", last), *filters], "tasks:id"),
         }
         answer = self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
         return [task for task in answer["tasks"] if int(task["id"]) > last]
@@ -184,6 +201,15 @@ class LabelStudioClient:
                 f"{method} {self.base_url}{path} failed: {error or type(error).__name__}. Does Label Studio run there "
                 "(RSVP_LABEL_STUDIO_URL)?"
             ) from error
+
+
+def _query(filters: Sequence[tuple[str, str, int]], ordering: str) -> str:
+    """The data manager's: ``filters`` are columns with an operator and a number."""
+    items = [
+        {"filter": f"filter:tasks:{column}", "operator": operator, "type": "Number", "value": value}
+        for column, operator, value in filters
+    ]
+    return json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": [ordering]})
 
 
 def create_personal_token(

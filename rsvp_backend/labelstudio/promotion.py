@@ -6,12 +6,17 @@ that is the title of its backend (see `LabelStudioClient.create_ml_backend`).
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Sequence
 
 from rsvp_backend.errors import LabelStudioError
 from rsvp_backend.labelstudio.client import LabelStudioClient
 
+log = logging.getLogger(__name__)
+
 OURS = "rsvp-"
+_TASKS_PER_CALL = 5  # Label Studio gives a call 100 s in all, and large images take long
 
 
 def follow_promotion(
@@ -40,3 +45,23 @@ def follow_promotion(
                 f"{ours[0]['model_version']} after {wait_s:.0f} s: has it the same RSVP_VERSIONS and RSVP_VLSM?"
             )
         time.sleep(pause_s)
+
+
+def predict_again(
+    client: LabelStudioClient, project: int, tasks: Sequence[int], tell: Callable[[int], None] = lambda _: None
+) -> int:
+    """Let Label Studio ask the backend about ``tasks`` again, in their order; how many it was asked about.
+
+    ``tell`` hears of every few. Tasks that have a prediction of the current version already are passed over by Label
+    Studio. A call that fails is logged, and the rest goes on.
+    """
+    asked = 0
+    for start in range(0, len(tasks), _TASKS_PER_CALL):
+        some = tasks[start : start + _TASKS_PER_CALL]
+        try:
+            client.retrieve_predictions(project, some)
+            asked += len(some)
+        except LabelStudioError as error:
+            log.warning("tasks %s were not predicted again: %s", ", ".join(map(str, some)), error)
+        tell(start + len(some))
+    return asked

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rsvp_backend.errors import RsvpError
+from rsvp_backend.errors import ImageError, RsvpError
 from rsvp_backend.training.adapters import Adapters, apply_delta
-from rsvp_backend.training.features import FeatureStore
+from rsvp_backend.training.anchors import Anchor, anchor_loss, make_anchors
+from rsvp_backend.training.features import Features, FeatureStore
 from rsvp_backend.training.finetune_config import FinetuneConfig, Point, Progress, split
 from rsvp_backend.training.losses import segmentation_loss
 from rsvp_backend.training.replay import ReplaySource
@@ -52,12 +52,12 @@ log = logging.getLogger(__name__)
 
 EARLY_STOP_FROM = 4
 STATE_FILE = "state.pt"
-_ANCHOR_WEIGHT = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinetuneResult:
-    """``delta``: see `adapters`; scores of the base and of base + delta, on held-out corrections and on replay."""
+    """``delta``: see `adapters`; scores of the base and of base + delta, on held-out corrections and on replay;
+    ``unreadable``: task and reason of each correction whose image is gone."""
 
     delta: dict[str, Tensor]
     before: Scores
@@ -68,16 +68,7 @@ class FinetuneResult:
     steps: int
     seconds: float
     trained_on: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Anchor:
-    """A crop and a text with the base's answer: probabilities float16 ``(4h, 4w)`` and predicted IoU ``()``."""
-
-    correction: Correction
-    text: str
-    probability: Tensor
-    predicted_iou: Tensor
+    unreadable: tuple[tuple[int, str], ...]
 
 
 def finetune(
@@ -93,20 +84,26 @@ def finetune(
     ``folder`` holds the checkpoint that a further call with the same arguments goes on from; the caller deletes it when
     the result is safe. ``progress`` may raise to stop the run. Raises `RsvpError` without corrections to train on.
     """
-    train, held = split(corrections, config.held_out_share)
-    if not train:
+    if not corrections:
         raise RsvpError("there is no correction to learn from: submit annotations first")
-    run = _Run(base, train, held, replay, config, folder)
-    scored = replay.scoring(config.replay_scored)
+    run = _Run(base, corrections, replay, config, folder, progress)
+    held, scored = run.held, replay.scoring(config.replay_scored)
     before, replay_before = run.vlsm.score(held), run.vlsm.score(scored)
     run.train(progress)
     delta = run.finish()
     after, replay_after = run.vlsm.score(held), run.vlsm.score(scored)
     run.vlsm.store.trim()
-    state = run.state
-    curve = tuple(Point(*point) for point in state.curve)
     return FinetuneResult(
-        delta, before, after, replay_before, replay_after, curve, state.step, state.seconds, len(train)
+        delta=delta,
+        before=before,
+        after=after,
+        replay_before=replay_before,
+        replay_after=replay_after,
+        curve=tuple(Point(*point) for point in run.state.curve),
+        steps=run.state.step,
+        seconds=run.state.seconds,
+        trained_on=len(run.trained),
+        unreadable=run.unreadable,
     )
 
 
@@ -130,47 +127,58 @@ class _Run:
     def __init__(
         self,
         base: Weights,
-        train: list[Correction],
-        held: list[Correction],
+        corrections: Sequence[Correction],
         replay: ReplaySource,
         config: FinetuneConfig,
         folder: Path,
+        progress: Callable[[Progress], None],
     ) -> None:
-        self.config, self.folder, self.trained, self.held = config, folder, train, held
+        self.config, self.folder = config, folder
         self.device = choose_device(config.device)
         self.width = base.model.config.beit3.embed_dim
         model = copy.deepcopy(base.model).to(self.device, torch.float32).eval().requires_grad_(False)
-        self.vlsm = FeatureVlsm(
-            model, base.tokenizer, FeatureStore(model, config.view, config.cache, config.cache_bytes), config.batch
-        )
+        store = FeatureStore(model, config.view, config.cache, config.cache_bytes)
+        self.vlsm = FeatureVlsm(model, base.tokenizer, store, config.batch)
+        readable, self.unreadable = self._readable(corrections, progress)
+        self.trained, self.held = split(readable, config.held_out_share)
+        self.steps = config.steps_for(len(self.trained))
         old = replay.training(config.replay_crops) if config.replay_share else ()
-        self.anchors = self._anchors(old)
-        texts = {correction.text for correction in train} | {anchor.text for anchor in self.anchors}
+        self.anchors = make_anchors(self.vlsm, self.trained, old, config.seed)
+        texts = {correction.text for correction in self.trained} | {anchor.text for anchor in self.anchors}
         words = {number for text in texts for number in base.tokenizer.encode(text)}
         self.adapters = Adapters(model, config.lora_rank, sorted(words), config.seed)
         self.parameters = self.adapters.parameters
         self.optimizer = torch.optim.AdamW(self.parameters.values(), 0.0, betas=(0.9, 0.98), weight_decay=0.0)
         self.state = _State(config.batch)
         form = {**asdict(config), "cache": None, "cache_bytes": 0, "device": self.device.type}
-        keys = [correction.key for correction in [*train, *held, *old]]
+        keys = [correction.key for correction in [*self.trained, *self.held, *old]]
         self.fingerprint = hashlib.blake2b(repr((base.version, form, keys)).encode()).hexdigest()
 
-    def _anchors(self, old: Sequence[Correction]) -> list[Anchor]:
-        """The base's answers for earlier data, and for earlier data's texts in the corrections' crops."""
-        rng = np.random.default_rng([self.config.seed, len(old)])
-        asked = [(correction, correction.text) for correction in old]
-        if old:
-            crops = rng.integers(len(self.trained), size=len(old) // 2)
-            asked += [(self.trained[n], old[int(rng.integers(len(old)))].text) for n in crops]
-        found = []
-        for start in range(0, len(asked), self.config.batch):
-            some = asked[start : start + self.config.batch]
-            with torch.no_grad():
-                features = [self.vlsm.store.features(correction) for correction, _ in some]
-                logits, predicted = self.vlsm.decode(features, [text for _, text in some])
-            answers = zip(some, logits.sigmoid().half(), predicted, strict=True)
-            found += [Anchor(*pair, mask, iou) for pair, mask, iou in answers]
-        return found
+    def _readable(
+        self, corrections: Sequence[Correction], progress: Callable[[Progress], None]
+    ) -> tuple[list[Correction], tuple[tuple[int, str], ...]]:
+        """The corrections whose image can be had, their features made; and of the others task and reason."""
+        found, unreadable, started = [], [], time.monotonic()
+        for n, correction in enumerate(corrections):
+            try:
+                self.vlsm.store.features(correction)
+                found.append(correction)
+            except ImageError as error:
+                unreadable.append((correction.task, str(error)))
+            done, count = n + 1, len(corrections)
+            eta_s = (time.monotonic() - started) / done * (count - done)
+            progress(Progress(done, count, float("nan"), float("nan"), eta_s, "images"))
+        if not found:
+            raise ImageError(f"no image of {len(corrections)} corrections can be read: {unreadable[0][1]}")
+        return found, tuple(unreadable)
+
+    def _features(self, correction: Correction, variant: int) -> Features:
+        """Of the correction's own crop where the image that a variant needs has gone meanwhile."""
+        try:
+            return self.vlsm.store.features(correction, variant)
+        except ImageError as error:
+            log.warning("task %d is seen in its own crop only: %s", correction.task, error)
+            return self.vlsm.store.features(correction)
 
     def train(self, progress: Callable[[Progress], None]) -> None:
         """All steps from the last checkpoint on, or until the held-out corrections say that it is enough."""
@@ -178,25 +186,25 @@ class _Run:
         state, config = self.state, self.config
         first, started, loss = state.step, time.monotonic(), float("nan")
         spent = state.seconds
-        while state.step < config.steps and state.worse < config.patience:
+        while state.step < self.steps and state.worse < config.patience:
             loss = self._update(state.step)
             state.losses.append(loss)
             state.step += 1
-            if state.step % config.evaluate_every == 0 or state.step == config.steps:
+            if state.step % config.evaluate_every == 0 or state.step == self.steps:
                 self._evaluate()
             elapsed = time.monotonic() - started
             state.seconds = spent + elapsed
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            if state.step % config.checkpoint_every == 0 or state.step == self.steps:
                 self._checkpoint()
             iou = state.curve[-1][2] if state.curve else float("nan")
-            eta_s = elapsed / (state.step - first) * (config.steps - state.step)
-            progress(Progress(state.step, config.steps, loss, iou, eta_s))
+            eta_s = elapsed / (state.step - first) * (self.steps - state.step)
+            progress(Progress(state.step, self.steps, loss, iou, eta_s))
 
     def _update(self, step: int) -> float:
         """One step of the optimiser; a batch that does not fit into memory is split, and all later ones with it."""
         own, anchors = self._batch(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(step, self.width)
+            group["lr"] = self.config.rate(step, self.steps, self.width)
         while True:
             self.optimizer.zero_grad()
             try:
@@ -229,7 +237,7 @@ class _Run:
         total, size, micro = 0.0, len(own) + len(anchors), self.state.micro
         for start in range(0, len(own), micro):
             some = own[start : start + micro]
-            features = [self.vlsm.store.features(*sample) for sample in some]
+            features = [self._features(*sample) for sample in some]
             logits, predicted = self.vlsm.decode(features, [correction.text for correction, _ in some])
             targets = torch.stack([f.target for f in features]).to(self.device)
             loss = segmentation_loss(logits, predicted, targets)
@@ -271,13 +279,17 @@ class _Run:
 
     def _checkpoint(self) -> None:
         """Written aside and renamed: a kill leaves the old one or the new one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {name: getattr(self.state, name) for name in _State.__slots__}
         state |= {"fingerprint": self.fingerprint, "optimizer": self.optimizer.state_dict()}
         state |= {"parameters": {name: tensor.detach() for name, tensor in self.parameters.items()}}
         aside = self.folder / f".{STATE_FILE}.part"
-        torch.save(state, aside)
-        aside.replace(self.folder / STATE_FILE)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, aside)
+            aside.replace(self.folder / STATE_FILE)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            aside.unlink(missing_ok=True)
+            raise RsvpError(f"the checkpoint {self.folder / STATE_FILE} cannot be written: {error}") from error
 
     def _resume(self) -> None:
         path = self.folder / STATE_FILE
@@ -290,11 +302,4 @@ class _Run:
         self._set(state.pop("parameters"))
         self.optimizer.load_state_dict(state.pop("optimizer"))
         self.state = _State(**state)
-        log.info("resumed at step %d of %d", self.state.step, self.config.steps)
-
-
-def anchor_loss(logits: Tensor, predicted_iou: Tensor, anchors: Sequence[Anchor]) -> Tensor:
-    """Cross-entropy with the base's answers, lowest where they are repeated: ``(N, h, w)`` logits, ``(N,)`` IoU."""
-    wanted = torch.stack([anchor.probability for anchor in anchors]).float()
-    iou = torch.stack([anchor.predicted_iou for anchor in anchors])
-    return _ANCHOR_WEIGHT * F.binary_cross_entropy_with_logits(logits, wanted) + F.mse_loss(predicted_iou, iou)
+        log.info("resumed at step %d of %d", self.state.step, self.steps)

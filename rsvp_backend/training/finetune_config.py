@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rsvp_backend.training.samples import Correction
 from rsvp_backend.vlsm.views import ViewName
@@ -18,14 +19,14 @@ _RATE_AT_WIDTH_128 = 1e-3
 class FinetuneConfig:
     """How to fine-tune.
 
-    ``learning_rate``: None for 1e-3 at the demo's width of 128, less in proportion for wider models; ``lora_rank``: 0
-    leaves BEiT-3 and its words as they are; ``replay_share``: of each batch; ``replay_crops`` to train on and
-    ``replay_scored`` to score on; ``variants``: crops with moved edges that each correction is seen in besides its
-    own; ``patience``: evaluations without a better held-out IoU after which training stops; ``cache``: folder of
-    `FeatureStore`; ``device``: ``auto`` or a torch device.
+    ``steps``: None for five per correction, between 100 and 1000; ``learning_rate``: None for 1e-3 at the demo's
+    width of 128, less in proportion for wider models; ``lora_rank``: 0 leaves BEiT-3 and its words as they are;
+    ``replay_share``: of each batch; ``replay_crops`` to train on, ``replay_scored`` to score on; ``variants``: crops
+    with moved edges that each correction is seen in besides its own; ``patience``: evaluations without a better
+    held-out IoU after which training stops; ``cache``: folder of `FeatureStore`; ``device``: ``auto`` or torch's.
     """
 
-    steps: int = 100
+    steps: int | None = None
     batch: int = 8
     learning_rate: float | None = None
     warmup_steps: int = 10
@@ -45,16 +46,21 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.evaluate_every, self.checkpoint_every) < 1:
+        if min(1 if self.steps is None else self.steps, self.batch, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("steps, batch, evaluate_every and checkpoint_every: at least 1 is expected")
         for name in ("replay_share", "held_out_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 to below 1 is expected")
 
-    def rate(self, step: int, width: int) -> float:
-        """The learning rate of ``step`` (from 0) for a BEiT-3 of ``width`` channels: warm-up, then down to 0."""
+    def steps_for(self, corrections: int) -> int:
+        """Steps of the optimiser for so many ``corrections`` to train on."""
+        return self.steps or min(1000, max(100, 5 * corrections))
+
+    def rate(self, step: int, steps: int, width: int) -> float:
+        """The learning rate of ``step`` (from 0) of ``steps``, for a BEiT-3 of ``width`` channels: warm-up, then down
+        to 0."""
         highest = self.learning_rate or _RATE_AT_WIDTH_128 * min(1.0, 128 / width)
-        return highest * min(1.0, (step + 1) / max(1, self.warmup_steps)) * (self.steps - step) / self.steps
+        return highest * min(1.0, (step + 1) / max(1, self.warmup_steps)) * (steps - step) / steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +74,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Told after every step. ``iou`` is the last one measured, nan before; ``eta_s``: seconds to the last step."""
+    """Told after every step of the stage: images that are read, then steps of training.
+
+    ``loss`` and ``iou`` are the last ones measured, nan before; ``eta_s``: seconds to the last step.
+    """
 
     step: int
     steps: int
     loss: float
     iou: float
     eta_s: float
+    stage: Literal["images", "training"] = "training"
 
 
 def split(corrections: Sequence[Correction], share: float = 0.2) -> tuple[list[Correction], list[Correction]]:
