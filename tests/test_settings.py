@@ -253,6 +253,15 @@ def test_prompts_reach_remote_reasoners_and_their_version(monkeypatch: pytest.Mo
         load_settings()
 
 
+def test_learning_is_told_what_to_keep_and_how_much_to_predict_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load_settings().replay, load_settings().repredict) == ("scenes", 100)
+    for name, value, expected in (("REPLAY", "all", "'scenes' or 'none'"), ("REPREDICT", "-1", "greater than or equal")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"RSVP_{name}", value)
+            with pytest.raises(SettingsError, match=rf"RSVP_{name} is '{value}': .*{expected}"):
+                load_settings()
+
+
 def test_versions_are_a_folder_over_a_vlsm_that_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RSVP_VERSIONS", str(tmp_path / "file"))

@@ -143,6 +143,7 @@ def _start_backend(home: Home, data: Path, label_studio_url: str, token: str) ->
         "RSVP_BASIC_AUTH_USER": "",
         "RSVP_BASIC_AUTH_PASSWORD": "",
         "RSVP_TRACES": str((data / "traces").absolute()),
+        "RSVP_VERSIONS": os.environ.get("RSVP_VERSIONS") or str((data / "versions").absolute()),
     }
     command = [sys.executable, "-m", "rsvp_backend", "serve", "--host", LOOPBACK, "--port", str(port)]
     child = Child("the backend", command, env, home.logs / f"backend-{data.name}.log", Path.cwd())
