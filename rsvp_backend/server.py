@@ -26,6 +26,8 @@ from rsvp_backend.answers import asks_something
 from rsvp_backend.basic_auth import BasicAuth
 from rsvp_backend.engine import Batch, Engine, NotReadyError, State
 from rsvp_backend.errors import LabelConfigError
+from rsvp_backend.jobs.intake import START, Intake
+from rsvp_backend.jobs.routes import job_routes
 from rsvp_backend.labelstudio.tags import parse_label_config
 from rsvp_backend.metrics import CONTENT_TYPE
 from rsvp_backend.settings import Settings
@@ -39,7 +41,6 @@ SETUP_WAIT_S = 1.0
 """How long /setup waits for models that are still loading, to name their version; Label Studio gives up after 3 s."""
 MAX_PROJECTS = 1000
 _LABEL_STUDIO_AGENT = "heartex/"
-_TRAINING_NOTE = "noted; this release does not train, learning from corrections comes in a later one"
 
 
 class SetupBody(BaseModel):
@@ -93,24 +94,26 @@ def make_engine(settings: Settings) -> Engine:
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application; its models begin to load when it starts. ``engine`` defaults to `make_engine`'s."""
     engine = engine or make_engine(settings)
-    auth = BasicAuth.of(settings)
+    auth, intake = BasicAuth.of(settings), Intake(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         engine.stop()
+        intake.close()
 
     app = FastAPI(
         title="rsvp-backend", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.include_router(_open_routes(engine, auth))
+    app.include_router(_open_routes(engine, auth, intake))
     app.include_router(_label_studio_routes(settings, engine), dependencies=[Depends(auth.require)])
     app.include_router(_watching_routes(engine), dependencies=[Depends(auth.require)])
+    app.include_router(job_routes(intake), dependencies=[Depends(auth.require)])
     return app
 
 
-def _open_routes(engine: Engine, auth: BasicAuth) -> APIRouter:
+def _open_routes(engine: Engine, auth: BasicAuth, intake: Intake) -> APIRouter:
     """Routes for callers that cannot send credentials: health probes, and Label Studio's annotation webhooks."""
     router = APIRouter()
 
@@ -119,13 +122,14 @@ def _open_routes(engine: Engine, auth: BasicAuth) -> APIRouter:
         return {"status": "UP", "model_class": "RSVP", **_state(engine)}
 
     @router.post("/webhook")
-    async def webhook(request: Request, event: JSON) -> JSON:
-        """Every event is acknowledged at once: Label Studio gives up after 1 s and does not repeat it."""
+    async def webhook(request: Request, event: JSON) -> Response:
+        """Every event is answered at once: Label Studio gives up after 1 s and does not repeat it."""
         action = str(event.get("action"))[:50]
-        if action == "START_TRAINING":
+        if action == START:
             await auth.require(request)
         log.info("webhook %r: project %s, task %s", action, _id(event, "project"), _id(event, "task"))
-        return {"status": "accepted", "action": action, "detail": _TRAINING_NOTE}
+        status, answer = await intake.answer(event)
+        return JSONResponse({"status": "accepted" if status < 400 else "refused", "action": action, **answer}, status)
 
     return router
 
@@ -136,7 +140,7 @@ def _label_studio_routes(settings: Settings, engine: Engine) -> APIRouter:
 
     @router.get("/")
     async def index() -> JSON:
-        routes = ["/health", "/setup", "/predict", "/versions", "/webhook", "/traces", "/metrics"]
+        routes = ["/health", "/setup", "/predict", "/versions", "/webhook", "/jobs", "/traces", "/metrics"]
         return {"name": "rsvp-backend", "version": __version__, "routes": routes, **_state(engine)}
 
     @router.post("/setup")

@@ -28,6 +28,7 @@ _REASONER = re.compile(r"demo|openai:\S+|hf:\S+|https?://[^\s#]+#\S+")
 # Any path may be meant; a web address or the prefix of another setting is not one.
 _NO_VLSM = re.compile(r"[a-z]+://.*|(hf|openai):.*|.*\n.*", re.DOTALL)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_REDIS = re.compile(r"rediss?://([^\s/@]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/\d*)?(\?\S*)?")
 _SHOWN_CHARS = 100
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -119,6 +120,22 @@ class Settings(BaseSettings):
     )
     repredict: int = Field(
         100, ge=0, le=100_000, description="open tasks predicted again after a promotion, the most doubtful first"
+    )
+    train_every: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="submitted corrections of a project that make a training job; 0: jobs are started by hand",
+    )
+    train_debounce_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="time until a job that corrections made begins, so that more come into it, seconds",
+    )
+    queue: SecretStr | None = Field(
+        None,
+        description="queue of training jobs: `redis://[:PASSWORD@]HOST[:PORT][/DB]`; none: a file beside the versions",
     )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N` or `mps`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -221,6 +238,13 @@ class Settings(BaseSettings):
         if value is not None and value.expanduser().exists() and not value.expanduser().is_dir():
             raise ValueError("a folder, or a path where one can be made, is expected")
         return value.expanduser() if value is not None else None
+
+    @field_validator("queue")
+    @classmethod
+    def _redis_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _REDIS.fullmatch(value.get_secret_value()):
+            raise ValueError("redis://[:PASSWORD@]HOST[:PORT][/DB] is expected (rediss:// with TLS)")
+        return value
 
     @field_validator("device")
     @classmethod

@@ -150,7 +150,9 @@ def test_label_config_prints_what_the_backend_reads(capsys: pytest.CaptureFixtur
     assert run(capsys, "label-config", "--labels", " , ")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "predict", "evaluate", "doctor", "settings", "label-config"])
+@pytest.mark.parametrize(
+    "command", ["serve", "demo", "predict", "evaluate", "doctor", "settings", "label-config", "worker"]
+)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

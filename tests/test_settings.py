@@ -91,6 +91,8 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_VLSM_MAX_BATCH", "0", "greater than or equal to 1"),
         ("RSVP_VLSM_CACHE_BYTES", "-1", "greater than or equal to 0"),
         ("RSVP_VLSM_COMPILE", "perhaps", "boolean"),
+        ("RSVP_TRAIN_EVERY", "-1", "greater than or equal to 0"),
+        ("RSVP_TRAIN_DEBOUNCE_S", "-1", "greater than or equal to 0"),
         ("RSVP_MASK_MIN_AREA_PX", "-1", "greater than or equal to 0"),
         ("RSVP_MASK_COMPONENTS", "biggest", "'all' or 'largest'"),
         ("RSVP_ALLOW_PRIVATE_ADDRESSES", "maybe", "boolean"),
@@ -139,6 +141,31 @@ def test_settings_that_need_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="RSVP_LABEL_STUDIO_URL is not") as caught:
         load_settings()
     assert "a-secret-token" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        ("redis://localhost", True),
+        ("redis://:pass:word@host.example:6379/3", True),
+        ("rediss://user:password@[::1]:6380", True),
+        ("localhost:6379", False),
+        ("redis://", False),
+        ("redis://:password@host:port", False),
+    ],
+)
+def test_a_queue_is_a_redis_and_its_password_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, value: str, taken: bool
+) -> None:
+    monkeypatch.setenv("RSVP_QUEUE", value)
+    if taken:
+        queue = load_settings().queue
+        assert queue is not None
+        assert queue.get_secret_value() == value
+        assert value not in repr(load_settings())
+        return
+    with pytest.raises(SettingsError, match=r"RSVP_QUEUE is \*\*\*: redis://.* is expected"):
+        load_settings()
 
 
 def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +282,8 @@ def test_prompts_reach_remote_reasoners_and_their_version(monkeypatch: pytest.Mo
 
 def test_learning_is_told_what_to_keep_and_how_much_to_predict_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (load_settings().replay, load_settings().repredict) == ("scenes", 100)
-    for name, value, expected in (("REPLAY", "all", "'scenes' or 'none'"), ("REPREDICT", "-1", "greater than or equal")):
+    refused = (("REPLAY", "all", "'scenes' or 'none'"), ("REPREDICT", "-1", "greater than or equal"))
+    for name, value, expected in refused:
         with monkeypatch.context() as patch:
             patch.setenv(f"RSVP_{name}", value)
             with pytest.raises(SettingsError, match=rf"RSVP_{name} is '{value}': .*{expected}"):

@@ -1,0 +1,1 @@
+"""Training in the background: a queue that the server fills, and one worker process that empties it."""
