@@ -16,6 +16,7 @@ from PIL import Image
 
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
 from rsvp_backend.grid import draw_marks
+from rsvp_backend.reasoner import drafts as drafting
 from rsvp_backend.reasoner.base import Message
 from rsvp_backend.reasoner.batching import Rendezvous
 from rsvp_backend.reasoner.constrained import FreeGuide, Grammars, ThinkingGuide, bounded
@@ -23,6 +24,7 @@ from rsvp_backend.reasoner.decoding import Decoder
 from rsvp_backend.reasoner.drafts import Drafts
 from rsvp_backend.reasoner.local import Decoding, LocalReasoner, Question
 from rsvp_backend.reasoner.parsing import parse
+from rsvp_backend.reasoner.prefix import Prompt
 from rsvp_backend.reasoner.schema import answer_schema
 from rsvp_backend.reasoner.steps import TextModel
 from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, make_scene
@@ -111,6 +113,45 @@ def test_every_family_writes_as_generate_does(family: LocalReasoner) -> None:
                 again = decoder.write(given, free_guides(family, len(some)), 40, None)
             assert first == expected
             assert again == expected
+
+
+def test_a_picture_is_read_once_for_all_questions_in_turn(
+    family: LocalReasoner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    prefill = TextModel.prefill
+
+    def counted(self: TextModel, given: dict[str, Any], cache: Any) -> Any:
+        read.append(given["input_ids"].shape[1])
+        return prefill(self, given, cache)
+
+    monkeypatch.setattr(TextModel, "prefill", counted)
+    decoder = Decoder(family.model, 0, family._end_tokens[0], static=False)
+    one, other = noise(90, 70), noise(70, 90)
+    asked = [(one, "what is it?"), (one, "which of them opens the door?"), (one, "what?"), (other, "what?"), (one, "a")]
+    for image, text in asked:
+        given = inputs(family, [text], image)
+        with torch.inference_mode():
+            assert decoder.write(given, free_guides(family, 1), 20, None) == generated(family, given, 20)
+    assert len(read) == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "pictures", "expected"),
+    [
+        ((7, 0, 0, 8, 9), b"a", 4),  # one token is always left to read
+        ((7, 0, 0, 8, 1, 2), b"a", 4),
+        ((7, 0, 0, 1, 1, 2), b"a", 3),
+        ((7, 0, 0, 8, 9), b"b", 0),
+        ((7, 0, 0, 0, 8), b"a", 0),
+        ((6, 0, 0, 8, 9), b"a", 0),
+    ],
+)
+def test_prompts_share_what_is_equal_up_to_and_beyond_their_pictures(
+    ids: tuple[int, ...], pictures: bytes, expected: int
+) -> None:
+    last = Prompt((7, 0, 0, 8, 9), 3, b"a")
+    assert Prompt(ids, len(ids) - ids[::-1].index(0), pictures).shared_with(last) == expected
 
 
 def test_every_family_gives_valid_answers_whatever_its_weights(family: LocalReasoner) -> None:
@@ -347,15 +388,28 @@ def test_models_whose_template_opens_a_thinking_block_think_first(tmp_path: Path
     assert len(answer.raw_texts) == 1
 
 
-def test_drafts_recall_what_followed_last() -> None:
+def test_drafts_recall_what_followed_in_this_answer_and_in_earlier_ones() -> None:
     drafts = Drafts()
-    assert drafts.guess([1, 2, 3], 4) == ()
+    assert drafts.start([1, 2, 3]).guess(4) == []
     drafts.learn([1, 2, 3, 4, 5, 6])
     drafts.learn([9, 2, 3, 7])
-    assert drafts.guess([0, 1, 2, 3], 4) == (4, 5, 6)
-    assert drafts.guess([0, 0, 2, 3], 4) == (7,)
-    assert drafts.guess([1, 2], 1) == (3,)
-    assert drafts.guess([1, 2], 0) == ()
+    assert drafts.start([0, 1, 2, 3]).guess(9) == [4, 5, 6]
+    assert drafts.start([0, 0, 2, 3]).guess(4) == [7]
+    assert drafts.start([0, 1, 2]).guess(1) == [3]
+    assert drafts.start([0, 1, 2]).guess(0) == []
+    own = drafts.start([2, 3, 8, 8, 5])
+    own.add([2, 3])
+    assert own.guess(2) == [8, 8]
+    assert own.text == [2, 3, 8, 8, 5, 2, 3]
+
+
+def test_drafts_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafting, "MAX_KNOWN", 3)
+    drafts = Drafts()
+    drafts.learn([1, 2])
+    drafts.learn([3, 4, 5])
+    assert drafts.start([0, 1]).guess(1) == []
+    assert drafts.start([0, 3]).guess(1) == [4]
 
 
 def test_members_who_leave_hold_up_nobody() -> None:

@@ -1,7 +1,8 @@
 """Greedy decoding under guides: what transformers' ``generate`` gives, sooner.
 
 On a CPU a step's price is its overhead, so guessed tokens are checked several at once (see `drafts`), in float32 only,
-where the number of tokens in a pass does not show in the result. On a GPU a step is one CUDA graph over a static cache.
+where the number of tokens in a pass does not show in the result; and a further question on the same picture reads only
+the question. On a GPU a step is one CUDA graph over a static cache.
 Models of other families than `steps.FAMILIES` go through ``generate`` under the same guides.
 """
 
@@ -37,6 +38,7 @@ class Decoder:
         self._drafts = Drafts() if model.dtype == torch.float32 else None
         self._static = model.device.type == "cuda" if static is None else static
         self._kept: tuple[tuple[int, int], StaticSteps] | None = None
+        self._last: BufferSteps | None = None  # one prompt's keys and values, for the next question on its picture
 
     def write(
         self, inputs: dict[str, Any], guides: Sequence[Guide], limit: int, deadline: Deadline | None
@@ -47,8 +49,7 @@ class Decoder:
         """
         if self._text is None:
             return self._by_generate(inputs, guides, limit, deadline)
-        steps = self._steps(self._text, inputs, limit)
-        scores = steps.start(inputs)
+        steps, scores = self._started(self._text, inputs, limit)
         rows = [_Row(guide, limit, deadline) for guide in guides]
         if self._drafts is not None and len(rows) == 1 and isinstance(steps, BufferSteps):
             self._drafting(steps, rows[0], scores, self._drafts, inputs["input_ids"])
@@ -67,34 +68,53 @@ class Decoder:
 
     def _drafting(self, steps: BufferSteps, row: _Row, scores: Tensor, drafts: Drafts, prompt: Tensor) -> None:
         row.take(scores[0], int(scores[0].argmax()))
-        start = prompt[0, -1:].tolist()
+        draft = drafts.start(prompt[0].tolist())
+        draft.add(row.tokens)
         while not row.done:
-            fed = (row.tokens[-1], *drafts.guess(start + row.tokens, row.left - 1))
-            scores = steps.step(torch.tensor([fed], device=prompt.device))[0]
-            for guessed, token_scores, best in zip((*fed[1:], None), scores, scores.argmax(-1).tolist(), strict=True):
-                if row.take(token_scores, best) != guessed:
+            written = len(row.tokens)
+            guessed = draft.guess(row.left - 1)
+            scores = steps.step(torch.tensor([[row.tokens[-1], *guessed]], device=prompt.device))[0]
+            for guess, token_scores, best in zip((*guessed, None), scores, scores.argmax(-1).tolist(), strict=True):
+                if row.take(token_scores, best) != guess:
                     break
             steps.keep(len(row.tokens) - 1)  # the last one is yet to be read
-        drafts.learn(start + row.tokens)
+            draft.add(row.tokens[written:])
+        drafts.learn(row.tokens)
 
-    def _steps(self, text: TextModel, inputs: dict[str, Any], limit: int) -> Steps:
+    def _started(self, text: TextModel, inputs: dict[str, Any], limit: int) -> tuple[Steps, Tensor]:
+        """Steps that have read the prompts, and the scores of the first tokens."""
         rows, prompt_tokens = inputs["input_ids"].shape
-        if self._static:
-            key = rows, -(-(prompt_tokens + limit) // CAPACITY_STEP) * CAPACITY_STEP
-            if self._kept is not None and self._kept[0] == key:
-                return self._kept[1]
-            self._kept = None  # its memory goes first
-            try:
-                steps = StaticSteps(text, *key)
-                if text.model.device.type == "cuda":
-                    steps.record()
-            except RuntimeError as error:
-                log.warning("no CUDA graph for %s answers at once (%s): decoding step by step", rows, error)
-                self._static = False
-            else:
-                self._kept = key, steps
-                return steps
-        return BufferSteps(text, prompt_tokens, limit)
+        capacity = -(-(prompt_tokens + limit) // CAPACITY_STEP) * CAPACITY_STEP
+        if self._static and (static := self._static_steps(text, rows, capacity)) is not None:
+            return static, static.start(inputs)
+        last, self._last = self._last, None
+        if last is not None and rows == 1 and last.capacity >= prompt_tokens + limit:
+            scores = last.again(inputs)
+            if scores is not None:
+                self._last = last
+                return last, scores
+        steps = BufferSteps(text, capacity)
+        scores = steps.start(inputs)
+        if rows == 1 and self._drafts is not None:
+            self._last = steps
+        return steps, scores
+
+    def _static_steps(self, text: TextModel, rows: int, capacity: int) -> StaticSteps | None:
+        """None where a GPU refuses to record them."""
+        key = rows, capacity
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        self._kept = None  # its memory goes first
+        try:
+            steps = StaticSteps(text, *key)
+            if text.model.device.type == "cuda":
+                steps.record()
+        except RuntimeError as error:
+            log.warning("no CUDA graph for %s answers at once (%s): decoding step by step", rows, error)
+            self._static = False
+            return None
+        self._kept = key, steps
+        return steps
 
     def _by_generate(
         self, inputs: dict[str, Any], guides: Sequence[Guide], limit: int, deadline: Deadline | None

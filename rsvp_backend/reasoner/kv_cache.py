@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -58,11 +57,3 @@ class BufferCache(Cache):
         """Take back all tokens after the first ``length``."""
         for layer in self._buffers:
             layer.length = length
-
-
-def causal_bias(capacity: int, like: Tensor) -> Tensor:
-    """What is added to attention scores so that each token sees itself and what came before, ``(capacity, capacity)``.
-
-    In the dtype and on the device of ``like``: SDPA turns masks of bools into this form anew in every layer.
-    """
-    return torch.full((capacity, capacity), float("-inf"), dtype=like.dtype, device=like.device).triu(1)

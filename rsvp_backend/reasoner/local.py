@@ -139,6 +139,12 @@ class LocalReasoner(MllmReasoner):
         """See `MllmReasoner.complete`; the end of a thinking block stays in the text."""
         return self._route(_Turn(messages, schema, deadline))
 
+    def complete_many(
+        self, conversations: Sequence[tuple[Message, ...]], schema: dict[str, Any], deadline: Deadline | None
+    ) -> list[str]:
+        """`complete` for several conversations in one batch, which fails as a whole."""
+        return self._write([_Turn(messages, schema, deadline) for messages in conversations])
+
     def _write_one(self, turn: _Turn) -> str:
         return self._write([turn])[0]
 

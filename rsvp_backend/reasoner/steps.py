@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from rsvp_backend.reasoner.kv_cache import BufferCache, causal_bias
+from rsvp_backend.reasoner.kv_cache import BufferCache
+from rsvp_backend.reasoner.prefix import Prompt
 
 MROPE_FAMILIES = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
 FAMILIES = MROPE_FAMILIES | {"llava", "llava_next", "llava_onevision"}
@@ -37,6 +38,8 @@ class TextModel:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.embed, self.text, self.head = model.get_input_embeddings(), model.model.language_model, model.lm_head
+        self.mrope = model.config.model_type in MROPE_FAMILIES
+        self.image_token = int(model.config.image_token_id)
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -48,11 +51,11 @@ class TextModel:
 
     def prefill(self, inputs: dict[str, Any], cache: Any) -> tuple[Tensor, Tensor]:
         """Scores ``(rows, V)`` after the prompts, and the positions ``(rows,)`` of the tokens to come."""
-        mask, mrope = inputs["attention_mask"], self.model.config.model_type in MROPE_FAMILIES
-        positions = {} if mrope else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        mask = inputs["attention_mask"]
+        positions = {} if self.mrope else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
         output = self.model(**inputs, **positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         following = mask.sum(-1)
-        if mrope:  # an image takes fewer positions than tokens
+        if self.mrope:  # an image takes fewer positions than tokens
             following = following + self.model.model.rope_deltas.reshape(-1)
         return output.logits[:, -1], following
 
@@ -69,32 +72,59 @@ class TextModel:
 
 
 class BufferSteps:
-    """Steps of any number of tokens, which can be taken back."""
+    """Steps of any number of tokens, which can be taken back. ``capacity``: tokens, prompts included."""
 
-    def __init__(self, text: TextModel, prompt_tokens: int, room: int) -> None:
-        self._text, self._start, self._capacity = text, prompt_tokens, prompt_tokens + room
-        self._cache = BufferCache(text.config.num_hidden_layers, self._capacity)
+    def __init__(self, text: TextModel, capacity: int) -> None:
+        self._text, self.capacity = text, capacity
+        self._cache = BufferCache(text.config.num_hidden_layers, capacity)
+        self._prompt: Prompt | None = None
         self.length = 0
 
     def start(self, inputs: dict[str, Any]) -> Tensor:
         scores, self._positions = self._text.prefill(inputs, self._cache)
         mask = inputs["attention_mask"]
-        self._bias = causal_bias(self._capacity, scores)[None, None, self._start :]
+        self._padding: Tensor | None = None
         if not mask.all():
-            padding = scores.new_zeros(len(mask), 1, 1, self._capacity)
-            padding[..., : self._start].masked_fill_(mask[:, None, None] == 0, float("-inf"))
-            self._bias = self._bias + padding
-        self._offsets = torch.arange(self._capacity - self._start, device=mask.device)
-        self.length = 0
+            self._padding = scores.new_zeros(len(mask), 1, 1, self.capacity)
+            self._padding[..., : mask.shape[1]].masked_fill_(mask[:, None, None] == 0, float("-inf"))
+        self._begin(inputs)
         return scores
 
+    def again(self, inputs: dict[str, Any]) -> Tensor | None:
+        """As `start` on one prompt, but reads only what comes after its last picture, or less, where pictures and text
+        up to there are those of the last prompt; None where they are not."""
+        shared = 0 if self._prompt is None else Prompt.of(inputs, self._text.image_token).shared_with(self._prompt)
+        if not shared or self._prompt is None or self._padding is not None:
+            return None
+        turned = self._positions - len(self._prompt.ids)  # a picture takes fewer positions than tokens
+        tokens = inputs["input_ids"]
+        self._cache.keep(shared)
+        self._begin(inputs)
+        indices = torch.arange(shared, self._start, device=tokens.device)
+        positions = indices[None] + turned[:, None]
+        self._positions = turned + self._start
+        return self._text(tokens[:, shared:], positions, self._bias(len(indices)), self._cache)[:, -1]
+
+    def _begin(self, inputs: dict[str, Any]) -> None:
+        ids = inputs["input_ids"]
+        self._prompt = Prompt.of(inputs, self._text.image_token) if len(ids) == 1 else None
+        self._start, self.length = ids.shape[1], 0
+        self._offsets = torch.arange(self.capacity - self._start, device=ids.device)
+
     def step(self, tokens: Tensor) -> Tensor:
-        rows, count = tokens.shape
-        end = self.length + count
-        bias = self._bias[:, :, self.length : end, : self._start + end].expand(rows, -1, -1, -1)
-        positions = self._positions[:, None] + self._offsets[self.length : end]
-        self.length = end
-        return self._text(tokens, positions, bias, self._cache)
+        start, count = self.length, tokens.shape[1]
+        self.length = start + count
+        positions = self._positions[:, None] + self._offsets[start : self.length]
+        return self._text(tokens, positions, self._bias(count), self._cache)
+
+    def _bias(self, count: int) -> Tensor:
+        """For the last ``count`` tokens: SDPA takes this form as it is, and turns bools into it in every layer."""
+        end = self._start + self.length
+        bias = torch.zeros(1, 1, count, end, dtype=self._text.model.dtype, device=self._positions.device)
+        if count > 1:
+            unseen = torch.full((count, count), float("-inf"), dtype=bias.dtype, device=bias.device)
+            bias[..., end - count :] = unseen.triu_(1)
+        return bias if self._padding is None else bias + self._padding[..., :end]
 
     def keep(self, length: int) -> None:
         """Take back all but the first ``length`` tokens after the prompt."""
