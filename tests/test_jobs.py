@@ -351,7 +351,7 @@ def test_what_the_pages_show() -> None:
     html = page.all_jobs([done, running], False, None)
     for text in (
         "width:25.0%", "30 of 120", "loss 0.2", "resumed once", "<td>0.412</td><td>0.781</td>", ">+0.369<",
-        "better by 0.1 to 0.3", "<b>demo-1</b> is promoted, from 20 corrections", "after 1 min 15 s", "No worker runs",
+        "better by 0.1 to 0.3", "<b>demo-1</b> is promoted, from 20 corrections", "took 1 min 15 s", "No worker runs",
         'data-post="jobs/3/cancel"', 'href="jobs/4"',
     ):  # fmt: skip
         assert text in html

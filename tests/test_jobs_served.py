@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from job_lessons import until
 
 from rsvp_backend.engine import Engine
+from rsvp_backend.jobs import intake
 from rsvp_backend.jobs.intake import MAX_WAITING, Intake
 from rsvp_backend.jobs.job import State
 from rsvp_backend.jobs.service import Jobs
@@ -41,6 +42,18 @@ SKIPPED = CREATED | {"annotation": {"id": 43, "result": [], "was_cancelled": Tru
 
 def settings(tmp_path: Path, **more: Any) -> Settings:
     return Settings(versions=tmp_path / "versions", **(ACCOUNT | more))
+
+
+@pytest.fixture(autouse=True)
+def _patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's slow disk changes no answer, but where the answer to a slow one is looked at."""
+    if "impatient" not in request.fixturenames:
+        monkeypatch.setattr(intake, "ANSWER_S", 30.0)
+
+
+@pytest.fixture
+def impatient() -> None:
+    """For tests of what is answered before the disk has."""
 
 
 @contextmanager
@@ -113,8 +126,7 @@ def test_every_so_many_corrections_make_a_job(tmp_path: Path) -> None:
 def test_a_burst_of_events_makes_one_job(tmp_path: Path) -> None:
     with running(settings(tmp_path, train_every=5)) as client, ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(lambda _: client.post("/webhook", json=CREATED), range(200)))
-        assert {reply.status_code for reply in replies} <= {200, 202}
-        until(lambda: len(listed(client)) == 1)
+        assert {reply.status_code for reply in replies} == {200}
         (job,) = listed(client)
         assert (job["state"], job["project"]) == ("queued", 17)
 
@@ -140,6 +152,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         assert client.get("/jobs/1").status_code == 404
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_locked_queue_holds_up_no_answer(client: TestClient, tmp_path: Path) -> None:
     client.post("/webhook", json=START)
     second = START | {"project": {"id": 18}}
@@ -150,17 +163,18 @@ def test_a_locked_queue_holds_up_no_answer(client: TestClient, tmp_path: Path) -
     until(lambda: [job["project"] for job in listed(client)] == [18, 17])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_events_that_wait_for_the_disk_are_bounded(tmp_path: Path) -> None:
-    intake = Intake(settings(tmp_path))
-    assert intake.jobs is not None
-    intake.jobs.start(1, "the folder is made")
+    taken = Intake(settings(tmp_path))
+    assert taken.jobs is not None
+    taken.jobs.start(1, "the folder is made")
 
     async def burst() -> list[tuple[int, Any]]:
-        return await asyncio.gather(*(intake.answer(START) for _ in range(MAX_WAITING + 20)))
+        return await asyncio.gather(*(taken.answer(START) for _ in range(MAX_WAITING + 20)))
 
     with locked(tmp_path):
         answers = asyncio.run(burst())
-        intake.close()
+        taken.close()
     assert [status for status, _ in answers] == [202] * MAX_WAITING + [503] * 20
     assert "this one is not taken" in answers[-1][1]["detail"]
 
@@ -186,7 +200,7 @@ def test_jobs_are_started_shown_and_cancelled(client: TestClient, tmp_path: Path
     started = client.post("/jobs", json={"project": 5})
     assert (started.status_code, started.json()["job"]) == (200, 1)
     answer = client.get("/jobs/1").json()
-    assert (answer["state"], answer["why"], answer["log"], answer["ended"]) == ("queued", "asked for", [], None)
+    assert (answer["state"], answer["why"], answer["log"], answer["ended"]) == ("queued", "started by hand", [], None)
     cancelled = client.post("/jobs/1/cancel", json={})
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert client.post("/jobs/1/cancel", json={}).status_code == 200

@@ -4,8 +4,10 @@ const said = document.getElementById("said");
 async function post(address, body) {
   const options = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
   const reply = await fetch(address, options);
-  const answer = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : `the answer was ${reply.status}`);
+  const {detail} = await reply.json().catch(() => ({}));
+  if (reply.ok) return;
+  const told = Array.isArray(detail) ? detail.map((one) => one.msg).join("; ") : detail;
+  throw new Error(told || `the answer was ${reply.status}`);
 }
 
 async function act(address, body) {

@@ -15,6 +15,7 @@ from typing import Any
 from rsvp_backend.jobs.job import Job, State
 
 SHOWN = 50
+_NOTABLE = 0.005
 _MEASURED = (("held_out", "IoU on held-out corrections"), ("replay", "IoU on earlier data"))
 
 
@@ -29,7 +30,7 @@ def policy() -> str:
     script, style = (_digest(_part(name)) for name in ("page.js", "page.css"))
     return (
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; style-src-attr 'unsafe-inline'; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
@@ -98,16 +99,15 @@ def _button(address: str) -> str:
 
 
 def _progress(job: Job) -> str:
-    share = min(max(job.done / job.total, 0.0), 1.0) if job.total else None
-    bar = f'<div class="bar"><i style="width:{share:.1%}"></i></div>' if share is not None else _UNKNOWN
-    steps = f"{job.done} of {job.total}" if job.total else ""
-    return (
-        f'{bar}<div class="progress"><b>{escape(job.stage or "beginning")}</b><span>{steps}</span>'
-        f'<span class="dim">{escape(job.text)}</span></div>'
-    )
-
-
-_UNKNOWN = '<div class="bar unknown"><i></i></div>'
+    bar = '<div class="bar unknown"><i></i></div>'
+    if job.total:
+        share = min(max(job.done / job.total, 0.0), 1.0)
+        told = f'role="progressbar" aria-valuenow="{share:.0%}"'.replace("%", "")
+        bar = f'<div class="bar" {told}><i style="width:{share:.1%}"></i></div>'
+    words = [f"<b>{escape(job.stage or 'beginning')}</b>"]
+    words += [f"<span>{job.done} of {job.total}</span>"] if job.total else []
+    words += [f'<span class="dim">{escape(job.text)}</span>'] if job.text else []
+    return f'{bar}<div class="progress">{"".join(words)}</div>'
 
 
 def _result(lesson: dict[str, Any]) -> str:
@@ -126,35 +126,41 @@ def _result(lesson: dict[str, Any]) -> str:
 def _lines(lesson: dict[str, Any]) -> Iterable[object]:
     yield from lesson.get("reasons") or ()
     yield from lesson.get("notes") or ()
-    if lesson.get("reading"):
-        yield lesson["reading"]
+    yield from str(lesson.get("reading") or "").splitlines()
 
 
 def _row(title: str, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
     gain = after - before
-    better = "up" if gain > 0.0005 else "down" if gain < -0.0005 else ""
+    better = "up" if gain > _NOTABLE else "down" if gain < -_NOTABLE else ""
     return f'<tr><th>{title}</th><td>{before:.3f}</td><td>{after:.3f}</td><td class="{better}">{gain:+.3f}</td></tr>'
 
 
 def _times(job: Job) -> str:
-    parts = [f"asked for {_at(job.created)}"]
+    """In words; the day is told where it is another one than before."""
+    told = [("asked for", job.created)]
     if job.state is State.QUEUED and job.due > time.time():
-        parts.append(f"begins {_at(job.due)}")
-    if job.started is not None:
-        parts.append(f"begun {_at(job.started)}")
-    if job.ended is not None:
-        took = f" after {_span(job.ended - job.started)}" if job.started is not None else ""
-        parts.append(f"ended {_at(job.ended)}{took}")
+        told.append(("begins", job.due))
+    told += [("begun", job.started)] if job.started is not None else []
+    told += [("ended", job.ended)] if job.ended is not None else []
+    days = [None, *(_utc(when).date() for _, when in told)]
+    parts = [f"{word} {_at(when, days[i] != days[i + 1])}" for i, (word, when) in enumerate(told)]
+    if job.ended is not None and job.started is not None:
+        parts.append(f"took {_span(job.ended - job.started)}")
     if job.resumed:
         parts.append(f"resumed {job.resumed} times" if job.resumed > 1 else "resumed once")
     return " · ".join(parts)
 
 
-def _at(when: float) -> str:
-    found = datetime.fromtimestamp(when, UTC)
-    return f'<time datetime="{found.isoformat(timespec="seconds")}">{found:%Y-%m-%d %H:%M:%S} UTC</time>'
+def _at(when: float, with_day: bool) -> str:
+    found = _utc(when)
+    shown = f"{found:%Y-%m-%d %H:%M:%S} UTC" if with_day else f"{found:%H:%M:%S}"
+    return f'<time datetime="{found.isoformat(timespec="seconds")}">{shown}</time>'
+
+
+def _utc(when: float) -> datetime:
+    return datetime.fromtimestamp(when, UTC)
 
 
 def _span(seconds: float) -> str:

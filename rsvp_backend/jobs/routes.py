@@ -49,7 +49,7 @@ def job_routes(intake: Intake) -> APIRouter:
 
     @router.post("", dependencies=[Depends(refuse_other_sites)])
     async def start(body: StartBody) -> Response:
-        status, answer = await intake.start(body.project, "asked for")
+        status, answer = await intake.start(body.project, "started by hand")
         return JSONResponse(answer, status)
 
     @router.post("/{job_id}/cancel", dependencies=[Depends(refuse_other_sites)])
