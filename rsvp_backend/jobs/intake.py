@@ -20,7 +20,7 @@ from rsvp_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 0.15
+ANSWER_S = 0.1
 MAX_WAITING = 256
 """Events that wait for the disk; further ones are refused."""
 START = "START_TRAINING"
