@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from rsvp_backend import __version__, cli_finetune, cli_rank, cli_versions
+from rsvp_backend import __version__, cli_finetune, cli_pretrain, cli_rank, cli_versions
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -154,6 +154,10 @@ def finetune(args: argparse.Namespace) -> int:
     return cli_finetune.run(args, _settings(args, preset=args.preset), out, err)
 
 
+def pretrain(args: argparse.Namespace) -> int:
+    return cli_pretrain.run(args, _settings(args, preset=args.preset), out, err)
+
+
 def rank(args: argparse.Namespace) -> int:
     return cli_rank.run(args, _settings(args), out)
 
@@ -238,6 +242,9 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command.add_argument("--minutes", type=float, default=60.0, help="wall time, one core per model (default: 60)")
     command.add_argument("--out", type=Path, default=Path("out/demo-models"), metavar="DIR", help="where they go")
     command.set_defaults(run=train_demo)
+    command = commands.add_parser("pretrain", parents=[preset], help="train a VLSM on referring expressions")
+    cli_pretrain.add_options(command)
+    command.set_defaults(run=pretrain)
 
 
 def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:
