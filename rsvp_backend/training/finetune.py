@@ -17,6 +17,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,8 @@ class _Run:
             torch.save(state, aside)
             aside.replace(self.folder / STATE_FILE)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
             raise RsvpError(f"the checkpoint {self.folder / STATE_FILE} cannot be written: {error}") from error
 
     def _resume(self) -> None:
