@@ -65,10 +65,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console) -> int:
     """Do it and give the exit status; only the first of several processes prints."""
     try:
-        from accelerate import PartialState
-
         from rsvp_backend.training.pretrain import pretrain
         from rsvp_backend.training.pretrain_data import read_data
+        from rsvp_backend.training.processes import join_processes
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"{error.name} is not installed: pretraining needs it; pip install 'rsvp-backend[pretrain]'"
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console
     from rsvp_backend.vlsm import weights
 
     config = _config(args)
-    main: bool = PartialState(cpu=config.device == "cpu").is_main_process
+    main: bool = join_processes(config.device).is_main_process
     if not main:
         logging.getLogger("rsvp_backend").setLevel(logging.ERROR)
     data = read_data(args.data, args.held_out)

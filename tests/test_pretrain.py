@@ -188,12 +188,12 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tiny: Path, root: Path, t
 def test_two_processes_learn_what_one_learns(tiny: Path, root: Path, tmp_path: Path) -> None:
     """Two processes with a batch each make the step that one makes of two batches: the same gradients and scores."""
     out = tmp_path / "two"
-    arguments = [*ARGUMENTS, "--steps", "1", "--accumulate", "1", "--json"]
+    arguments = [*ARGUMENTS, "--steps", "1", "--accumulate", "1", "--device", "auto", "--json"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [sys.executable, *launch, "-m", "rsvp_backend", "pretrain", "--data", f"refcoco:{root}", "--init", str(tiny),
          "--out", str(out), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)

@@ -21,14 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    GradientAccumulationPlugin,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -43,6 +36,7 @@ from rsvp_backend.training.pretrain_config import PretrainConfig, PretrainReport
 from rsvp_backend.training.pretrain_data import Data
 from rsvp_backend.training.pretrain_scoring import Scorer
 from rsvp_backend.training.pretrain_state import SHARDS, Progressed
+from rsvp_backend.training.processes import make_accelerator
 from rsvp_backend.training.referring import DataError
 from rsvp_backend.vlsm import weights
 from rsvp_backend.vlsm.model import Vlsm
@@ -119,7 +113,7 @@ class _Run:
 
     def __init__(self, init: Weights, data: Data, config: PretrainConfig, out: Path) -> None:
         self.init, self.data, self.config, self.out = init, data, config, out
-        self.accelerator = _accelerator(config)
+        self.accelerator = make_accelerator(config.device, config.batch, config.accumulate)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self.precision = _precision(config, self.device)
@@ -295,23 +289,6 @@ class _Run:
         if self.writer is not None:
             self.writer.close()
         self.accelerator.end_training()
-
-
-def _accelerator(config: PretrainConfig) -> Accelerator:
-    """Precision is ours (see `Trainee`), and so is accumulation, whatever the launcher was told."""
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.accumulate, sync_with_dataloader=False
-        ),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        plugin = accelerator.state.deepspeed_plugin
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch
-        plugin.deepspeed_config["gradient_accumulation_steps"] = config.accumulate
-    return accelerator
 
 
 def _writer(folder: Path, step: int) -> SummaryWriter:
