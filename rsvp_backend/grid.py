@@ -47,6 +47,17 @@ def draw_marks(image: Image.Image, marks: Marks) -> Image.Image:
     return marked
 
 
+def visual_prompt(
+    image: Image.Image, marks: Marks, canvas_px: tuple[int, int] | None = None, max_side_px: int | None = None
+) -> Image.Image:
+    """`draw_marks` on ``image`` in the size that a reasoner asks for (`Reasoner.canvas_px`, `Reasoner.max_side_px`)."""
+    if canvas_px is not None and image.size != canvas_px:
+        image = image.resize(canvas_px, Image.Resampling.BILINEAR)
+    elif canvas_px is None and max_side_px is not None:
+        image = fit_marks(image, marks, max_side_px)
+    return draw_marks(image, marks)
+
+
 def fit_marks(image: Image.Image, marks: Marks, max_side_px: int) -> Image.Image:
     """``image``, shrunk to ``max_side_px`` on its longest side, though never below what keeps the marks readable.
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
-from rsvp_backend.grid import draw_marks, fit_marks
+from rsvp_backend.grid import visual_prompt
 from rsvp_backend.phrases import taken_as_name
 from rsvp_backend.targets import choose_targets, distinct
 from rsvp_backend.timing import timed
@@ -126,12 +126,7 @@ class RSVP:
         return Closer(ask, image, self.config.zoom, self.config.marks, deadline, call_s)
 
     def _visual_prompt(self, image: Image.Image) -> Image.Image:
-        canvas = self.reasoner.canvas_px
-        if canvas is not None and image.size != canvas:
-            image = image.resize(canvas, Image.Resampling.BILINEAR)
-        elif canvas is None and self.reasoner.max_side_px is not None:
-            image = fit_marks(image, self.config.marks, self.reasoner.max_side_px)
-        return draw_marks(image, self.config.marks)
+        return visual_prompt(image, self.config.marks, self.reasoner.canvas_px, self.reasoner.max_side_px)
 
     def instance(self, proposal: Proposal, box: Box, found: Segmentation, image: Image.Image) -> Instance | None:
         """The cleaned mask of ``found`` in the whole image, with what ``proposal`` says of it; None if it is empty."""

@@ -70,11 +70,19 @@ class MllmReasoner(ABC):
     def prompt_digest(self) -> str:
         return "-".join(prompt.digest for prompt in self._prompts.values())
 
+    def question(self, visual_prompt: Image.Image, query: Query, marks: Marks) -> Message:
+        """What the model is asked first."""
+        return Message("user", self._prompt(marks).ask(query, marks), visual_prompt.convert("RGB"))
+
+    def offers_labels(self, query: Query, marks: Marks) -> bool:
+        """Whether an answer to ``query`` chooses one of its labels."""
+        return len(query.labels) > 1 and self._prompt(marks).offers_labels
+
     def propose(self, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None) -> Answer:
         """See `Reasoner.propose`."""
         prompt = self._prompt(marks)
         schema = answer_schema(marks, query.labels if prompt.offers_labels else ())
-        question = Message("user", prompt.ask(query, marks), visual_prompt.convert("RGB"))
+        question = self.question(visual_prompt, query, marks)
         first = self.complete((question,), schema, deadline)
         try:
             return Answer(parse(first, marks, query.labels, query.instruction), (first,))

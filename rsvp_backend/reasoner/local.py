@@ -145,6 +145,14 @@ class LocalReasoner(MllmReasoner):
         """`complete` for several conversations in one batch, which fails as a whole."""
         return self._write([_Turn(messages, schema, deadline) for messages in conversations])
 
+    def read(self, conversations: Sequence[tuple[Message, ...]]) -> Any:
+        """The processor's output for one batch, on the CPU, up to where the model's turn begins; padded on the left."""
+        return self.processor.apply_chat_template(
+            [[self._turn(message) for message in messages] for messages in conversations],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"padding": len(conversations) > 1},
+        )  # fmt: skip
+
     def _write_one(self, turn: _Turn) -> str:
         return self._write([turn])[0]
 
@@ -168,11 +176,7 @@ class LocalReasoner(MllmReasoner):
         """One text per turn, in one batch under the first turn's deadline."""
         deadline = turns[0].deadline
         try:
-            inputs = self.processor.apply_chat_template(
-                [[self._turn(message) for message in turn.messages] for turn in turns],
-                add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-                processor_kwargs={"padding": len(turns) > 1},
-            )  # fmt: skip
+            inputs = self.read([turn.messages for turn in turns])
             with self._device(deadline), torch.inference_mode():
                 return self._generate(inputs.to(self.model.device, dtype=self.model.dtype), turns, deadline)
         except (RuntimeError, ValueError) as error:

@@ -7,9 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from rsvp_backend.training.samples import Correction
 from rsvp_backend.vlsm.views import ViewName
 
 _RATE_AT_WIDTH_128 = 1e-3
@@ -87,7 +86,17 @@ class Progress:
     stage: Literal["images", "training"] = "training"
 
 
-def split(corrections: Sequence[Correction], share: float = 0.2) -> tuple[list[Correction], list[Correction]]:
+class OfTask(Protocol):
+    """What is learned from a task, of whatever kind."""
+
+    @property
+    def task(self) -> int: ...
+
+
+T = TypeVar("T", bound=OfTask)
+
+
+def split(corrections: Sequence[T], share: float = 0.2) -> tuple[list[T], list[T]]:
     """To train on, and held out: whole tasks, those whose ids have the smallest hashes, about ``share`` of them.
 
     One task is held out at least, unless there is no other. Which side a task is on does not depend on the others but

@@ -42,10 +42,13 @@ Stamp = tuple[int, int] | None
 
 
 class Registry:
-    """Versions of a VLSM in ``folder``, which is made by the first change. Safe to share by processes and threads."""
+    """Versions of a model in ``folder``, which is made by the first change. Safe to share by processes and threads.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ``setting`` names the folder, ``model`` what the base weights depend on: both for messages.
+    """
+
+    def __init__(self, folder: Path, setting: str = "RSVP_VERSIONS", model: str = "RSVP_VLSM") -> None:
+        self.folder, self.setting, self.model = folder, setting, model
         self._pointer = folder / POINTER_FILE
         self._history = folder / HISTORY_FILE
 
@@ -172,8 +175,12 @@ class Registry:
         """``base`` with the version's delta over it (see `deltas.apply`). Raises `VersionError`."""
         from rsvp_backend.training import deltas
 
-        _check_base(self.get(version_id), base.version)
+        self.check_base(version_id, base.version)
         return deltas.apply(base, self.delta(version_id), version_id)
+
+    def check_base(self, version_id: str, base: str) -> None:
+        """Raises `VersionError` where the version belongs to other base weights than ``base``."""
+        self._check_base(self.get(version_id), base)
 
     def delta(self, version_id: str) -> dict[str, Tensor]:
         """The version's delta, relative to its base weights, on the CPU. Raises `VersionError`."""
@@ -197,7 +204,7 @@ class Registry:
                 yield
         except OSError as error:
             raise VersionError(
-                f"{self.folder} (RSVP_VERSIONS) cannot be changed: {error.strerror or error}; the current version "
+                f"{self.folder} ({self.setting}) cannot be changed: {error.strerror or error}; the current version "
                 "stays as it was"
             ) from error
 
@@ -231,7 +238,7 @@ class Registry:
 
     def _usable(self, version_id: str, base: str) -> Version:
         version = self.verify(version_id)
-        _check_base(version, base)
+        self._check_base(version, base)
         return version
 
     def _still_usable(self, version_id: str, base: str) -> bool:
@@ -263,10 +270,9 @@ class Registry:
                 found[name] = error
         return found
 
-
-def _check_base(version: Version, base: str) -> None:
-    if version.record.base != base:
-        raise VersionError(
-            f"version {version.id} belongs to the base weights {version.record.base}, but {base} are in use: set "
-            "RSVP_VLSM to its own, or choose another version"
-        )
+    def _check_base(self, version: Version, base: str) -> None:
+        if version.record.base != base:
+            raise VersionError(
+                f"version {version.id} belongs to the base weights {version.record.base}, but {base} are in use: set "
+                f"{self.model} to its own, or choose another version"
+            )
