@@ -103,13 +103,13 @@ def test_spoiled_weights_learn_to_cut_out_scenes_objects_again(tmp_path: Path) -
     init = spoiled_demo()
     before = encoder_digest(init.model)
     config = PretrainConfig(
-        steps=30, batch=6, rate=4e-3, warmup=5, lora_rank=4, view="crop", evaluate_every=30, evaluate_on=24,
+        steps=40, batch=6, rate=4e-3, warmup=5, lora_rank=4, view="crop", evaluate_every=40, evaluate_on=24,
         device="cpu", log_every=1,
     )  # fmt: skip
     report = pretrain(init, read_data(["scenes:easy"]), config, tmp_path, name="again")
     first, last = report.curve
-    assert last["crop"]["giou"] > 0.8 > first["crop"]["giou"] + 0.15
-    assert last["crop"]["ciou"] > 0.8 > first["crop"]["ciou"] + 0.3
+    assert last["crop"]["giou"] > first["crop"]["giou"] + 0.2
+    assert last["crop"]["ciou"] > first["crop"]["ciou"] + 0.4
     losses = [loss for _, loss in scalars(tmp_path)["train/loss"]]
     assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
     segmenter = VlsmSegmenter.load(report.folder, device="cpu")
@@ -162,7 +162,6 @@ def test_a_stopped_run_goes_on_to_the_same_result(tiny: Path, root: Path, tmp_pa
         run(tiny, root, CONFIG, tmp_path, progress=stop)
     assert not (tmp_path / "model").exists()
     told: list[Progress] = []
-    # Other batches of the same number of samples per step: rounding alone differs, and only a little.
     report = run(tiny, root, CONFIG, tmp_path, progress=told.append)
     assert [one.step for one in told] == [3, 4]
     assert [point["step"] for point in report.curve] == [0, 2, 4]
@@ -190,10 +189,10 @@ def test_two_processes_learn_what_one_learns(tiny: Path, root: Path, tmp_path: P
     out = tmp_path / "two"
     arguments = [*ARGUMENTS, "--steps", "1", "--accumulate", "1", "--device", "auto", "--json"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "rsvp_backend", "pretrain", "--data", f"refcoco:{root}", "--init", str(tiny), "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "rsvp_backend", "pretrain", "--data", f"refcoco:{root}", "--init", str(tiny),
-         "--out", str(out), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *launch, *command, *arguments], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
@@ -211,8 +210,19 @@ def test_two_processes_learn_what_one_learns(tiny: Path, root: Path, tmp_path: P
     assert len(list((out / "logs").iterdir())) == 1
 
 
-def test_another_number_of_processes_may_go_on(tiny: Path, root: Path, tmp_path: Path) -> None:
-    """The fingerprint counts the samples of a step, not how they are spread."""
+def test_a_run_may_go_on_in_other_batches(tiny: Path, root: Path, tmp_path: Path, whole_run: Path) -> None:
+    """The samples of a step count, not how they are spread over batches and processes."""
+
+    def stop(told: Progress) -> None:
+        if told.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, root, CONFIG, tmp_path, progress=stop)
+    run(tiny, root, replace(CONFIG, batch=4, accumulate=1), tmp_path)
+    found, wanted = (weights.load(folder / "model").model.state_dict() for folder in (tmp_path, whole_run))
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0.02, atol=2e-3)
     assert CONFIG.fingerprint(2) == replace(CONFIG, batch=4, accumulate=1).fingerprint(2)
     assert CONFIG.fingerprint(2) == replace(CONFIG, accumulate=1).fingerprint(4)
     assert CONFIG.fingerprint(1) != CONFIG.fingerprint(2)

@@ -24,8 +24,8 @@ from rsvp_backend.vlsm.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-PADDING = 0.2
-_VARIANTS = 3
+PADDING = 0.2  # the pipeline's own, in which held-out samples are scored
+_PADDINGS = (0.1, PADDING, 0.3)
 _OTHER_CROP_SHARE = 0.3
 _TRIES = 20
 _TOLD = 10
@@ -52,8 +52,9 @@ class Batch:
 def shown(sample: Sample, view: PretrainView, rng: np.random.Generator | None = None) -> Correction:
     """``sample`` as the model sees it: on the whole image, or in a crop as stage 1 would give.
 
-    With ``rng``, which training gives, a text is also asked in the crops of other regions, where its mask is cut off or
-    empty: otherwise whatever fills the crop would be the answer, and texts would not be read. Raises `SampleError`.
+    With ``rng``, which training gives, crops vary, and a text is also asked in the crops of other regions, where its
+    mask is cut off or empty: otherwise whatever fills the crop would be the answer, and texts would not be read.
+    Raises `SampleError`.
     """
     mask = sample.mask.decode()
     if not sample.absent and not mask.any():
@@ -65,7 +66,7 @@ def shown(sample: Sample, view: PretrainView, rng: np.random.Generator | None = 
         if sample.others and (sample.absent or (rng is not None and rng.random() < _OTHER_CROP_SHARE)):
             focus = sample.others[0 if rng is None else int(rng.integers(len(sample.others)))].decode()
         if focus.any():
-            box = object_crop(focus, Marks(), PADDING)
+            box = object_crop(focus, Marks(), PADDING if rng is None else _PADDINGS[rng.integers(len(_PADDINGS))])
     key = f"{sample.region}:{box.xyxy}"
     return Correction(key, 0, sample.text, mask, box, Origin.DRAWN, sample.image.load)
 
@@ -103,8 +104,7 @@ class Batches:
 
     def _features(self, sample: Sample, rng: np.random.Generator) -> Features:
         whole = self.view == "whole" or (self.view == "mixed" and rng.random() < 0.5)
-        correction = shown(sample, "whole" if whole else "crop", rng)
-        return self.store.features(correction, 0 if whole else int(rng.integers(_VARIANTS + 1)))
+        return self.store.features(shown(sample, "whole" if whole else "crop", rng))
 
     def _index(self, position: int) -> int:
         """Every sample once before any comes again, in another order each time."""
