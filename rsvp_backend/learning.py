@@ -92,7 +92,10 @@ def learn(
     ``promote``: False keeps even a better version as a candidate. Raises `SettingsError` for what is missing,
     `LabelStudioError`, `LabelConfigError`, `WeightsError`, `VersionError`; the current version is then untouched.
     """
-    registry, work = Registry(_versions_folder(settings)), work_folder(settings)
+    work = settings.work_folder
+    if settings.versions is None or work is None:
+        raise SettingsError("RSVP_VERSIONS is not set: name a folder for what is learned")
+    registry = Registry(settings.versions)
     with open_client(settings) as client, _alone(work, project):
         reading = Reading()
         corrections = _read(client, settings, project, reading, tell)
@@ -124,12 +127,6 @@ def learn(
             seconds=round(result.seconds, 2),
         )
         return _promoted(plan, lesson, version, client, tell) if decision.promote and promote else lesson
-
-
-def work_folder(settings: Settings) -> Path:
-    """Where checkpoints, cached crops and embeddings, and the jobs are kept: beside the versions."""
-    versions = _versions_folder(settings)
-    return versions.with_name(f"{versions.name}-work")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,9 +251,3 @@ def _alone(work: Path, project: int) -> Iterator[None]:
         except OSError as error:
             raise RsvpError(f"{work} (beside RSVP_VERSIONS) cannot be written: {error.strerror or error}") from error
         yield
-
-
-def _versions_folder(settings: Settings) -> Path:
-    if settings.versions is None:
-        raise SettingsError("RSVP_VERSIONS is not set: name a folder for what is learned")
-    return settings.versions

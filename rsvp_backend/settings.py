@@ -205,6 +205,11 @@ class Settings(BaseSettings):
         "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
 
+    @property
+    def work_folder(self) -> Path | None:
+        """Beside the versions: checkpoints, cached crops and embeddings, jobs. None without versions."""
+        return None if self.versions is None else self.versions.with_name(f"{self.versions.name}-work")
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any, info: Any) -> Any:

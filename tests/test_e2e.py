@@ -113,7 +113,7 @@ def test_bad_tasks_are_empty_and_the_rest_is_answered(
     assert [len(task["predictions"]) for task in (missing, silent)] == [1, 1]
     assert regions_of(missing) == regions_of(silent) == []
     assert regions_of(good)
-    assert "missing.png" in stack.children[-1].log.read_text()
+    assert "missing.png" in stack.children[1].log.read_text()
     (answered,) = [task for task in by_data.values() if int(task["id"]) in project.task_ids]
     assert regions_of(answered)
 

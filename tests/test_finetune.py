@@ -19,8 +19,8 @@ from rsvp_backend.scenes import make_scene
 from rsvp_backend.scenes.parts import PARTS, part_mask
 from rsvp_backend.training import finetune as finetuning
 from rsvp_backend.training.adapters import Adapters, apply_delta, compose_deltas
-from rsvp_backend.training.features import FeatureStore, encoder_digest
-from rsvp_backend.training.finetune import FinetuneConfig, FinetuneResult, Progress, finetune, split
+from rsvp_backend.training.features import FeatureStore, encoder_digest, names_a_side
+from rsvp_backend.training.finetune import EARLY_STOP_FROM, FinetuneConfig, FinetuneResult, Progress, finetune, split
 from rsvp_backend.training.replay import NoReplay, SceneReplay
 from rsvp_backend.training.samples import Correction, Origin
 from rsvp_backend.training.scoring import FeatureVlsm, Scores
@@ -186,14 +186,43 @@ def fail_above(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_training_stops_where_held_out_corrections_gain_no_more(
+def test_training_stops_where_enough_held_out_corrections_gain_no_more(
     base: weights.Weights, corrections: list[Correction], tmp_path: Path
 ) -> None:
-    found = short(base, corrections, tmp_path / "a", learning_rate=1e-12, steps=40, evaluate_every=2, patience=2)
+    slow = {"learning_rate": 1e-12, "evaluate_every": 2, "patience": 2}
+    found = short(base, corrections, tmp_path / "a", steps=40, held_out_share=0.6, **slow)
+    assert len(found.after.ious) == EARLY_STOP_FROM
     assert found.steps == 6
-    few = short(base, corrections[:5], tmp_path / "b", learning_rate=1e-12, steps=12, evaluate_every=2, patience=2)
-    assert len(few.after.ious) < 4
+    few = short(base, corrections[:5], tmp_path / "b", steps=12, **slow)
     assert few.steps == 12
+
+
+def test_where_too_much_would_be_forgotten_part_of_the_way_is_kept(
+    base: weights.Weights, corrections: list[Correction], tmp_path: Path
+) -> None:
+    whole = short(base, corrections, tmp_path / "a", replay_loss=1.0)
+    part = short(base, corrections, tmp_path / "b", replay_loss=-1.0)
+    name = "text_hidden_fcs.0.0.weight"
+    start = base.model.state_dict()[name]
+    torch.testing.assert_close(part.delta[name] - start, 0.7 * (whole.delta[name] - start), atol=1e-3, rtol=0.01)
+    assert part.after != whole.after
+    assert_equal(dict(base.model.state_dict()), {**base.model.state_dict(), name: start})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("red mug", False), ("the LEFT mug", True), ("左边的杯子", True)])
+def test_texts_that_may_name_a_side_are_not_seen_mirrored(text: str, expected: bool) -> None:
+    assert names_a_side(text) is expected
+
+
+def test_every_other_variant_is_mirrored(base: weights.Weights, tmp_path: Path) -> None:
+    sample = disc(3)
+    store = FeatureStore(base.model, "crop", None)
+    kept = FeatureStore(base.model, "crop", None).features(replace(sample, text="the left ball"), 1)
+    other = store.features(sample, 1)
+    columns = [features.target.float().sum(0) for features in (kept, other)]
+    centres = [float((column * torch.arange(len(column))).sum() / column.sum()) for column in columns]
+    assert centres[0] + centres[1] == pytest.approx(len(columns[0]) - 1, abs=3)
+    assert abs(centres[0] - centres[1]) > 1
 
 
 def test_without_corrections_there_is_a_clear_refusal(base: weights.Weights, tmp_path: Path) -> None:
@@ -275,7 +304,7 @@ def test_wider_models_learn_in_smaller_steps() -> None:
 
 
 def test_more_corrections_are_seen_in_more_steps() -> None:
-    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 50, 10_000)] == [100, 100, 250, 1000]
+    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 100, 10_000)] == [300, 300, 600, 1500]
     assert FinetuneConfig(steps=7).steps_for(50) == 7
 
 
@@ -319,8 +348,8 @@ def test_a_delta_answers_as_the_adapters_did(tmp_path: Path) -> None:
     adapters, before = trained_adapters(loaded, 1), answers(fresh)
     hooked = answers(loaded)
     apply_delta(fresh.model, adapters.delta())
-    torch.testing.assert_close(answers(fresh), hooked, atol=0.02, rtol=0.02)
-    assert (hooked - before).abs().max() > 0.1
+    torch.testing.assert_close(answers(fresh), hooked, atol=0.01, rtol=0.02)
+    assert (hooked - before).abs().max() > 0.04
     assert sum(t.nbytes for t in adapters.delta().values()) < sum(t.nbytes for t in fresh.model.state_dict().values())
 
 

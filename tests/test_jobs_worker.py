@@ -19,7 +19,7 @@ from job_lessons import HELD, STEPS, end, until, working
 from ls_http import Reply, Seen, json_reply, serving
 
 from rsvp_backend import cli
-from rsvp_backend.jobs.job import Job, jobs_folder
+from rsvp_backend.jobs.job import Job
 from rsvp_backend.jobs.service import Jobs
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
@@ -297,6 +297,3 @@ def test_the_real_lesson_runs_in_the_worker(tmp_path: Path) -> None:
         f"{name}_{when}" for name in ("held_out", "replay") for when in ("before", "after")
     }
     assert (place.folder / str(job.result["version"]) / "version.json").exists()
-    from rsvp_backend.learning import work_folder
-
-    assert jobs_folder(Settings(**place.given)) == work_folder(Settings(**place.given))

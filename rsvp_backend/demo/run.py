@@ -1,4 +1,4 @@
-"""`make demo`: Label Studio and the backend up, a project with twelve pre-annotated images, until Ctrl-C."""
+"""`make demo`: Label Studio, the backend and its worker, a project with twelve pre-annotated images, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_t
 PREFERRED_PORT = 9090
 START_TIMEOUT_S = 180.0
 SHOWN_IN_PICTURE = 3
+_COMMAND = (sys.executable, "-m", "rsvp_backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Both servers, running."""
+    """The servers and the worker, running. ``children``: Label Studio, the backend, the worker."""
 
     label_studio_url: str
     account: Account
@@ -53,7 +54,7 @@ class Stack:
 
 @contextmanager
 def running(home: Home, data: Path, say: Say) -> Iterator[Stack]:
-    """Start Label Studio, then the backend with a token for it; both are stopped on the way out.
+    """Start Label Studio, then the backend and its worker with a token for it; all are stopped on the way out.
 
     Raises `ChildError` where one does not get ready.
     """
@@ -64,9 +65,12 @@ def running(home: Home, data: Path, say: Say) -> Iterator[Stack]:
         children.append(child)
         token = create_personal_token(url, account.email, account.password, replace=True)
         say("Backend: starting and loading its models")
-        child, backend_url = _start_backend(home, data, url, token)
+        env = _environment(data, url, token)
+        child, backend_url = _start_backend(home, data, env)
         children.append(child)
         child.wait_until_ready(lambda: _ready(backend_url), START_TIMEOUT_S, say)
+        log = home.logs / f"worker-{data.name}.log"
+        children.append(Child("the worker", [*_COMMAND, "worker"], env, log, Path.cwd()))
         yield Stack(
             url,
             account,
@@ -120,6 +124,7 @@ def _fill(stack: Stack, options: DemoOptions, data: Path, say: Say) -> bool:
     say(f"Open      {stack.label_studio_url}/projects/{project.project}/data")
     say(f"Log in    {stack.account.email}   password {stack.account.password}")
     say(f"Backend   {stack.backend.url}   model version {stack.backend.model_version}")
+    say(f"Learning  {stack.backend.url}/jobs   starts there, or in Label Studio by Settings, Model, Start Training")
     say("Logs      " + ", ".join(str(child.log) for child in stack.children))
     return predicted == len(tasks) and bool(masked)
 
@@ -133,10 +138,16 @@ def _stay(stack: Stack, say: Say) -> None:
         time.sleep(0.5)
 
 
-def _start_backend(home: Home, data: Path, label_studio_url: str, token: str) -> tuple[Child, str]:
+def _start_backend(home: Home, data: Path, env: Mapping[str, str]) -> tuple[Child, str]:
     port = free_port(PREFERRED_PORT)
-    # The caller's own RSVP_* (another reasoner, a device) count, less what the demo must decide; empty means unset.
-    env = dict(os.environ) | {
+    command = [*_COMMAND, "serve", "--host", LOOPBACK, "--port", str(port)]
+    child = Child("the backend", command, env, home.logs / f"backend-{data.name}.log", Path.cwd())
+    return child, f"http://{LOOPBACK}:{port}"
+
+
+def _environment(data: Path, label_studio_url: str, token: str) -> dict[str, str]:
+    """The caller's own RSVP_* (another reasoner, a device) count, less what the demo must decide; empty means unset."""
+    return dict(os.environ) | {
         "RSVP_LABEL_STUDIO_URL": label_studio_url,
         "RSVP_LABEL_STUDIO_PUBLIC_URL": "",
         "RSVP_LABEL_STUDIO_TOKEN": token,
@@ -145,9 +156,6 @@ def _start_backend(home: Home, data: Path, label_studio_url: str, token: str) ->
         "RSVP_TRACES": str((data / "traces").absolute()),
         "RSVP_VERSIONS": os.environ.get("RSVP_VERSIONS") or str((data / "versions").absolute()),
     }
-    command = [sys.executable, "-m", "rsvp_backend", "serve", "--host", LOOPBACK, "--port", str(port)]
-    child = Child("the backend", command, env, home.logs / f"backend-{data.name}.log", Path.cwd())
-    return child, f"http://{LOOPBACK}:{port}"
 
 
 def _ready(backend_url: str) -> bool:

@@ -88,6 +88,6 @@ def missing(settings: Settings) -> str | None:
 
 def jobs_folder(settings: Settings) -> Path:
     """Where the queue and the records are: beside the versions. Raises `JobError` where nothing can be learned."""
-    if (lacking := missing(settings)) is not None or settings.versions is None:
+    if (lacking := missing(settings)) is not None or settings.work_folder is None:
         raise JobError(lacking or "")
-    return settings.versions.with_name(f"{settings.versions.name}-work")
+    return settings.work_folder

@@ -134,6 +134,19 @@ def expand_delta(state: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]
     return changed
 
 
+def shortened(state: Mapping[str, Tensor], delta: Delta, share: float) -> dict[str, Tensor]:
+    """``delta`` with only a ``share`` of its way from ``state`` on (weight interpolation, arXiv 2109.01903)."""
+    found = dict(delta)
+    for name, tensor in delta.items():
+        target, kind = _split(name)
+        if kind in ("lora_b", "added"):
+            found[name] = tensor * share
+        elif not kind:
+            old = state[target].to("cpu", torch.float32)
+            found[name] = torch.lerp(old, tensor.float(), share).to(tensor.dtype)
+    return found
+
+
 def compose_deltas(first: Delta, second: Delta) -> dict[str, Tensor]:
     """The one delta that does what ``first``, then ``second`` do: versions need no chain of parents."""
     found = {**first, **second}

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from cachetools import LRUCache
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rsvp_backend.training.samples import Correction
 from rsvp_backend.training.targets import decoder_target
-from rsvp_backend.types import Box, Prompt
+from rsvp_backend.types import BoolMask, Box, Prompt
 from rsvp_backend.vlsm.model import Vlsm
 from rsvp_backend.vlsm.preprocess import beit3_pixels, sam_normalised, sam_resized
 from rsvp_backend.vlsm.views import View, ViewName
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _MOVED_INWARDS, _MOVED_OUTWARDS = 0.04, 0.12  # how far variants move a crop's edges, of its width and height
 _MEMORY_BYTES = 2**30
+_SIDES = re.compile(r"\b(left|right|clockwise)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +72,10 @@ class FeatureStore:
         self._kept: LRUCache[tuple[str, int], Features] = LRUCache(_MEMORY_BYTES, getsizeof=lambda f: f.nbytes)
 
     def features(self, correction: Correction, variant: int = 0) -> Features:
-        """Features of ``correction`` in its own crop, or (``variant`` > 0) in one with moved edges."""
+        """Features of ``correction`` in its own crop, or (``variant`` > 0) in one with moved edges.
+
+        Odd variants are mirrored too, where the text allows it.
+        """
         key = (correction.key, variant)
         found = self._kept.get(key)
         if found is None:
@@ -87,10 +93,12 @@ class FeatureStore:
         return Features(**embedding, **crop)
 
     def _crop(self, correction: Correction, variant: int) -> dict[str, Tensor]:
-        image, config = correction.load_image(), self.model.config
+        image, mask, config = correction.load_image(), correction.mask, self.model.config
         crop = _moved(correction, variant, image) if variant else correction.crop
+        if variant % 2 and not names_a_side(correction.text):
+            image, mask, crop = mirrored(image, mask, crop)
         view = View.of(self.view, image, Prompt(crop, correction.text))
-        target, inside = decoder_target(correction.mask, view, config.sam.image_size, config.sam.grid_size)
+        target, inside = decoder_target(mask, view, config.sam.image_size, config.sam.grid_size)
         return {
             "sam": sam_resized(image.crop(view.frame.xyxy), config.sam.image_size),
             "beit3": beit3_pixels(image.crop(crop.xyxy), config.beit3.img_size).half(),
@@ -127,7 +135,8 @@ class FeatureStore:
             aside.replace(path)
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be cached in %s: %s", kind, self.folder, error)
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
         return made
 
     def trim(self) -> int:
@@ -142,6 +151,17 @@ class FeatureStore:
             path.unlink(missing_ok=True)
             deleted += stat.st_size
         return deleted
+
+
+def names_a_side(text: str) -> bool:
+    """Whether ``text`` may mean something else in a mirrored picture; other alphabets may always."""
+    return not text.isascii() or _SIDES.search(text) is not None
+
+
+def mirrored(image: Image.Image, mask: BoolMask, crop: Box) -> tuple[Image.Image, BoolMask, Box]:
+    """All three with left and right exchanged."""
+    left, right = image.width - crop.right, image.width - crop.left
+    return ImageOps.mirror(image), mask[:, ::-1], Box(left, crop.top, right, crop.bottom)
 
 
 def encoder_digest(model: Vlsm) -> str:

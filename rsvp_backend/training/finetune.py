@@ -16,7 +16,7 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rsvp_backend.errors import ImageError, RsvpError
-from rsvp_backend.training.adapters import Adapters, apply_delta
+from rsvp_backend.training.adapters import Adapters, expand_delta, shortened
 from rsvp_backend.training.anchors import Anchor, anchor_loss, make_anchors
 from rsvp_backend.training.features import Features, FeatureStore
 from rsvp_backend.training.finetune_config import FinetuneConfig, Point, Progress, split
@@ -51,7 +51,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-EARLY_STOP_FROM = 4
+EARLY_STOP_FROM = 12
+_SHARES = (1.0, 0.9, 0.8, 0.7)  # of the way from the base
 STATE_FILE = "state.pt"
 
 
@@ -91,8 +92,8 @@ def finetune(
     held, scored = run.held, replay.scoring(config.replay_scored)
     before, replay_before = run.vlsm.score(held), run.vlsm.score(scored)
     run.train(progress)
-    delta = run.finish()
-    after, replay_after = run.vlsm.score(held), run.vlsm.score(scored)
+    delta, replay_after = run.finish(scored, replay_before)
+    after = run.vlsm.score(held)
     run.vlsm.store.trim()
     return FinetuneResult(
         delta=delta,
@@ -137,6 +138,7 @@ class _Run:
         self.config, self.folder = config, folder
         self.device = choose_device(config.device)
         self.width = base.model.config.beit3.embed_dim
+        self.base_state = base.model.state_dict()
         model = copy.deepcopy(base.model).to(self.device, torch.float32).eval().requires_grad_(False)
         store = FeatureStore(model, config.view, config.cache, config.cache_bytes)
         self.vlsm = FeatureVlsm(model, base.tokenizer, store, config.batch)
@@ -264,14 +266,28 @@ class _Run:
         else:
             state.worse += 1
 
-    def finish(self) -> dict[str, Tensor]:
-        """The delta of the best state; the model is now the base with it, exactly as it will be served."""
+    def finish(self, scored: Sequence[Correction], before: Scores) -> tuple[dict[str, Tensor], Scores]:
+        """The best state's delta, shortened as far as ``scored``, replay, asks for, and its scores on that.
+
+        The model is then the base with the delta, exactly as it will be served.
+        """
         if self.state.best is not None:
             self._set(self.state.best)
-        delta = self.adapters.delta()
+        whole = self.adapters.delta()
         self.adapters.remove()
-        apply_delta(self.vlsm.model, delta)
-        return delta
+        for share in _SHARES:
+            delta = shortened(self.base_state, whole, share)
+            self._put(expand_delta(self.base_state, delta))
+            after = self.vlsm.score(scored)
+            if not scored or before.mean - after.mean <= self.config.replay_loss:
+                break
+        log.info("%.0f %% of the way from the base weights are kept", 100 * share)
+        return delta, after
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        named = dict(self.vlsm.model.named_parameters())
+        for name, tensor in tensors.items():
+            named[name].data = tensor.to(self.device)
 
     @torch.no_grad()
     def _set(self, values: dict[str, Tensor]) -> None:

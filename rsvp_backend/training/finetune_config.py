@@ -18,30 +18,32 @@ _RATE_AT_WIDTH_128 = 1e-3
 class FinetuneConfig:
     """How to fine-tune.
 
-    ``steps``: None for five per correction, between 100 and 1000; ``learning_rate``: None for 1e-3 at the demo's
+    ``steps``: None for six per correction, between 300 and 1500; ``learning_rate``: None for 1e-3 at the demo's
     width of 128, less in proportion for wider models; ``lora_rank``: 0 leaves BEiT-3 and its words as they are;
-    ``replay_share``: of each batch; ``replay_crops`` to train on, ``replay_scored`` to score on; ``variants``: crops
-    with moved edges that each correction is seen in besides its own; ``patience``: evaluations without a better
+    ``replay_share``: of each batch; ``replay_crops`` to train on, ``replay_scored`` to score on; ``replay_loss``:
+    mean IoU on the latter above which the step from the base is shortened; ``variants``: crops with moved edges, every
+    other one mirrored, that each correction is seen in besides its own; ``patience``: evaluations without a better
     held-out IoU after which training stops; ``cache``: folder of `FeatureStore`; ``device``: ``auto`` or torch's.
     """
 
     steps: int | None = None
-    batch: int = 8
+    batch: int = 16
     learning_rate: float | None = None
     warmup_steps: int = 10
     lora_rank: int = 8
-    replay_share: float = 0.5
-    replay_crops: int = 192
-    replay_scored: int = 192
+    replay_share: float = 0.75
+    replay_crops: int = 1200
+    replay_scored: int = 384
+    replay_loss: float = 0.005
     held_out_share: float = 0.2
-    variants: int = 3
-    evaluate_every: int = 20
+    variants: int = 7
+    evaluate_every: int = 50
     patience: int = 3
-    checkpoint_every: int = 20
+    checkpoint_every: int = 25
     view: ViewName = "crop"
     device: str = "auto"
     cache: Path | None = None
-    cache_bytes: int = 2 * 2**30
+    cache_bytes: int = 8 * 2**30
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class FinetuneConfig:
 
     def steps_for(self, corrections: int) -> int:
         """Steps of the optimiser for so many ``corrections`` to train on."""
-        return self.steps or min(1000, max(100, 5 * corrections))
+        return self.steps or min(1500, max(300, 6 * corrections))
 
     def rate(self, step: int, steps: int, width: int) -> float:
         """The learning rate of ``step`` (from 0) of ``steps``, for a BEiT-3 of ``width`` channels: warm-up, then down

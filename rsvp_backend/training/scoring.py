@@ -39,17 +39,17 @@ class FeatureVlsm:
         self.device = next(model.parameters()).device
 
     def decode(self, features: Sequence[Features], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, 4h, 4w)`` and predicted IoU ``(B,)``, float32; in bfloat16 inside, on a GPU."""
+        """Logits ``(B, 4h, 4w)`` and predicted IoU ``(B,)``, float32; on a GPU BEiT-3 computes in bfloat16."""
         pixels = torch.stack([f.beit3 for f in features]).to(self.device, torch.float32)
         embedding = torch.stack([f.embedding for f in features]).to(self.device, torch.float32)
         ids, padding = self.tokenizer.batch(texts)
         mask = None if padding is None else padding.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            tokens = self.model.encode_prompt(pixels, ids.to(self.device), mask)
-            if len(features[0].corners):
-                boxes = torch.stack([self._box_tokens(f.corners) for f in features])
-                tokens = torch.cat([boxes.to(tokens.dtype), tokens], dim=1)
-            logits, predicted = self.model.decode(embedding, tokens)
+            tokens = self.model.encode_prompt(pixels, ids.to(self.device), mask).float()
+        if len(features[0].corners):
+            boxes = torch.stack([self._box_tokens(f.corners) for f in features])
+            tokens = torch.cat([boxes.to(tokens.dtype), tokens], dim=1)
+        logits, predicted = self.model.decode(embedding, tokens)
         return logits[:, 0].float(), predicted[:, 0].float()
 
     def _box_tokens(self, corners: Tensor) -> Tensor:
