@@ -25,7 +25,7 @@ from rsvp_backend.vlsm import weights
 MARKS = Marks()
 TRAINING_SEEDS_FROM, TEST_SEEDS_FROM = 8_000_000, 11_000_000
 PART = ("hammer", "head")
-NEW_CLASS = "padlock"
+NEW_CLASS = "mushroom"
 SIDE_PX = 480
 Concept = Callable[[int], Correction | None]
 
