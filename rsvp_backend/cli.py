@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from rsvp_backend import __version__, cli_finetune, cli_pretrain, cli_rank, cli_versions
+from rsvp_backend import __version__, cli_distill, cli_finetune, cli_pretrain, cli_rank, cli_versions
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -154,6 +154,10 @@ def finetune(args: argparse.Namespace) -> int:
     return cli_finetune.run(args, _settings(args, preset=args.preset), out, err)
 
 
+def distill(args: argparse.Namespace) -> int:
+    return cli_distill.run(args, _settings(args, preset=args.preset), out, err)
+
+
 def pretrain(args: argparse.Namespace) -> int:
     return cli_pretrain.run(args, _settings(args, preset=args.preset), out, err)
 
@@ -183,6 +187,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("finetune", parents=[preset], help="learn from the corrections in a project")
     cli_finetune.add_options(command)
     command.set_defaults(run=finetune)
+    command = commands.add_parser(
+        "distill", parents=[preset], help="teach the local reasoner from corrections, a larger model, or scenes"
+    )
+    cli_distill.add_options(command)
+    command.set_defaults(run=distill)
     command = commands.add_parser("rank", help="which open tasks of a project to look at first, and why")
     cli_rank.add_options(command)
     command.set_defaults(run=rank)

@@ -1,4 +1,5 @@
-"""``rsvp-backend versions``: look at the fine-tuned versions in RSVP_VERSIONS, promote one, go back, delete one."""
+"""``rsvp-backend versions``: look at the versions of the VLSM (RSVP_VERSIONS) or of the local reasoner
+(RSVP_REASONER_VERSIONS), promote one, go back, delete one."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from rsvp_backend.errors import SettingsError
+from rsvp_backend.presets import reasoner_registry
 from rsvp_backend.settings import Settings
 from rsvp_backend.training.registry import Registry
 from rsvp_backend.training.versions import Version
 
 ACTIONS = ("list", "show", "promote", "rollback", "delete")
+MODELS = ("vlsm", "reasoner")
 _WITH_ID = ("show", "promote", "delete")
 
 
@@ -25,6 +28,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--project", type=int, metavar="ID",
         help="after promote and rollback: give the backend of this Label Studio project the new version as its title",
     )  # fmt: skip
+    command.add_argument(
+        "--of", choices=MODELS, default="vlsm", help="versions of the VLSM (default) or of the local reasoner"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -48,7 +54,7 @@ def run(args: argparse.Namespace, settings: Settings, out: Console) -> int:
 
 
 def _checked(args: argparse.Namespace, settings: Settings) -> Registry:
-    if settings.versions is None:
+    if args.of == "vlsm" and settings.versions is None:
         raise SettingsError("RSVP_VERSIONS is not set: name the folder where the versions are")
     if (args.id is None) == (args.action in _WITH_ID):
         expected = "the ID of a version" if args.id is None else "no ID"
@@ -58,6 +64,8 @@ def _checked(args: argparse.Namespace, settings: Settings) -> Registry:
             raise SettingsError(f"versions {args.action}: --project goes with promote and rollback only")
         if settings.label_studio_url is None or settings.label_studio_token is None:
             raise SettingsError("--project needs RSVP_LABEL_STUDIO_URL and RSVP_LABEL_STUDIO_TOKEN")
+    if args.of == "reasoner" or settings.versions is None:
+        return reasoner_registry(settings)
     return Registry(settings.versions)
 
 
@@ -128,26 +136,49 @@ def _scores(one: Mapping[str, Any]) -> str:
 
 def _move(registry: Registry, args: argparse.Namespace, settings: Settings) -> tuple[dict[str, Any], list[str]]:
     """Promote or roll back. The base weights are loaded: a version that does not fit them never becomes current."""
+    base = _reasoner_base(registry, args, settings) if args.of == "reasoner" else _vlsm_base(registry, args, settings)
+    before = _served(settings, args.project) if args.of == "reasoner" and args.project is not None else frozenset()
+    current = registry.promote(args.id, base).id if args.action == "promote" else registry.rollback(base)
+    found: dict[str, Any] = {"current": current, "model_version": None}
+    lines = [f"{current or 'the base weights ' + base}: current from now on; running servers follow in seconds"]
+    if args.project is not None:
+        found["model_version"] = _tell(settings, args.project, current or base, before)
+        lines.append(f"project {args.project}: its backend and model version are {found['model_version']} now")
+    return found, lines
+
+
+def _vlsm_base(registry: Registry, args: argparse.Namespace, settings: Settings) -> str:
     from rsvp_backend.presets import vlsm_source
     from rsvp_backend.vlsm import weights
 
     base = weights.load(vlsm_source(settings))
     if args.action == "promote":
         registry.load(base, args.id)
-        current: str | None = registry.promote(args.id, base.version).id
-    else:
-        current = registry.rollback(base.version)
-    found: dict[str, Any] = {"current": current, "model_version": None}
-    lines = [f"{current or 'the base weights ' + base.version}: current from now on; running servers follow in seconds"]
-    if args.project is not None:
-        found["model_version"] = _tell(settings, args.project, current or base.version)
-        lines.append(f"project {args.project}: its backend and model version are {found['model_version']} now")
-    return found, lines
+    return base.version
 
 
-def _tell(settings: Settings, project: int, segmenter: str) -> str:
+def _reasoner_base(registry: Registry, args: argparse.Namespace, settings: Settings) -> str:
+    from rsvp_backend.presets import reasoner_base
+
+    base = reasoner_base(settings)
+    if args.action == "promote":
+        registry.check_base(args.id, base.version)
+        base.reasoner(registry.delta(args.id), args.id)
+    return base.version
+
+
+def _served(settings: Settings, project: int) -> frozenset[str]:
     from rsvp_backend.access import open_client
-    from rsvp_backend.labelstudio.promotion import follow_promotion
+    from rsvp_backend.labelstudio.promotion import served_versions
 
     with open_client(settings) as client:
-        return follow_promotion(client, project, segmenter)
+        return served_versions(client, project)
+
+
+def _tell(settings: Settings, project: int, current: str, before: frozenset[str]) -> str:
+    """``before``: what was served, where the version's name does not show in what will be."""
+    from rsvp_backend.access import open_client
+    from rsvp_backend.labelstudio.promotion import follow_change, follow_promotion
+
+    with open_client(settings) as client:
+        return follow_change(client, project, before) if before else follow_promotion(client, project, current)

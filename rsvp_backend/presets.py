@@ -8,13 +8,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rsvp_backend.errors import SettingsError
 from rsvp_backend.masks import Cleanup
 from rsvp_backend.pipeline import RSVP, PipelineConfig
 from rsvp_backend.settings import Settings
+from rsvp_backend.training.registry import Registry
+from rsvp_backend.training.versions import VersionError
 from rsvp_backend.types import Marks, Reasoner, Segmenter
 from rsvp_backend.zoom import Zoom
+
+if TYPE_CHECKING:
+    from rsvp_backend.training.reasoner_deltas import ReasonerBase
 
 log = logging.getLogger(__name__)
 DEMO_ASSETS = Path(__file__).parent / "demo" / "assets"
@@ -49,14 +55,67 @@ def build(settings: Settings) -> RSVP:
 
 
 def updated(rsvp: RSVP) -> RSVP | None:
-    """``rsvp`` with the version that was promoted since it was built or last asked for, else None.
+    """``rsvp`` with the versions that were promoted since it was built or last asked for, else None.
 
-    Raises `VersionError` where that version cannot be used. Reasoner, base weights and image embeddings are shared.
+    Raises `VersionError` where none of them can be used. Base weights and image embeddings are shared.
     """
+    segmenter, reasoner, problems = rsvp.segmenter, rsvp.reasoner, list[VersionError]()
+    try:
+        segmenter = _newer_segmenter(segmenter)
+    except VersionError as error:
+        problems.append(error)
+    try:
+        reasoner = _newer_reasoner(reasoner)
+    except VersionError as error:
+        problems.append(error)
+    if segmenter is rsvp.segmenter and reasoner is rsvp.reasoner:
+        if problems:
+            raise problems[0]
+        return None
+    for problem in problems:
+        log.error("%s. What was served in its place is served on", problem)
+    return RSVP(reasoner, segmenter, rsvp.config)
+
+
+def reasoner_registry(settings: Settings) -> Registry:
+    """Where versions of the local reasoner are. Raises `SettingsError` where no folder is set."""
+    if settings.reasoner_versions is None:
+        raise SettingsError("RSVP_REASONER_VERSIONS is not set: name a folder for what the reasoner learns")
+    of = "RSVP_REASONER (with RSVP_PROMPTS and RSVP_MARKS_*)"
+    return Registry(settings.reasoner_versions, "RSVP_REASONER_VERSIONS", of)
+
+
+def reasoner_base(settings: Settings) -> ReasonerBase:
+    """The base weights of the local reasoner, loaded. Raises `SettingsError` where the reasoner is on a server."""
+    spec = settings.reasoner or PRESETS[settings.preset].reasoner
+    if spec != "demo" and not spec.startswith("hf:"):
+        raise SettingsError(
+            f"RSVP_REASONER is {spec!r}, a model on a server: `demo` or `hf:ID-OR-FOLDER` can be taught"
+        )
+    return _base(DEMO_ASSETS / "reasoner" if spec == "demo" else Path(spec.removeprefix("hf:")), settings)
+
+
+def reasoner_of(settings: Settings) -> tuple[Reasoner, Marks]:
+    """The reasoner alone, loaded, and the marks that it reads."""
+    return _reasoner(settings.reasoner or PRESETS[settings.preset].reasoner, settings)
+
+
+def _newer_segmenter(segmenter: Segmenter) -> Segmenter:
     from rsvp_backend.training.versioned import VersionedSegmenter
 
-    fresh = rsvp.segmenter.source.changed() if isinstance(rsvp.segmenter, VersionedSegmenter) else None
-    return None if fresh is None else RSVP(rsvp.reasoner, fresh, rsvp.config)
+    fresh = segmenter.source.changed() if isinstance(segmenter, VersionedSegmenter) else None
+    return segmenter if fresh is None else fresh
+
+
+def _newer_reasoner(reasoner: Reasoner) -> Reasoner:
+    from rsvp_backend.reasoner.cache import CachedReasoner
+    from rsvp_backend.training.versioned_reasoner import VersionedReasoner
+
+    if isinstance(reasoner, CachedReasoner):
+        inner = _newer_reasoner(reasoner.inner)
+        return reasoner if inner is reasoner.inner else reasoner.over(inner)
+    fresh = reasoner.source.changed() if isinstance(reasoner, VersionedReasoner) else None
+    return reasoner if fresh is None else fresh
 
 
 def vlsm_source(settings: Settings) -> str | Path:
@@ -79,8 +138,19 @@ def _reasoner(spec: str, settings: Settings) -> tuple[Reasoner, Marks]:
 
 
 def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
-    from rsvp_backend.reasoner.local import Decoding, LocalReasoner
+    from rsvp_backend.training import versioned_reasoner
+
+    base = _base(source, settings)
+    if settings.reasoner_versions is None:
+        return base.plain, base.marks
+    return versioned_reasoner.follow(reasoner_registry(settings), base), base.marks
+
+
+def _base(source: Path, settings: Settings) -> ReasonerBase:
+    from rsvp_backend.reasoner.loading import load_model
+    from rsvp_backend.reasoner.local import Decoding
     from rsvp_backend.reasoner.model_folder import Marker
+    from rsvp_backend.training.reasoner_deltas import ReasonerBase
 
     trained_on = Marker.read(source).marks if source.is_dir() else None
     marks = _marks(settings)
@@ -91,14 +161,9 @@ def _local(source: Path, settings: Settings) -> tuple[Reasoner, Marks]:
                 "RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
             )
         marks = trained_on
-    reasoner = LocalReasoner.load(
-        str(source),
-        device=settings.device,
-        dtype=settings.dtype,
-        decoding=Decoding(constrained=settings.reasoner_constrained, reasoning=settings.reasoning),
-        prompts=settings.prompts,
-    )
-    return reasoner, marks
+    decoding = Decoding(constrained=settings.reasoner_constrained, reasoning=settings.reasoning)
+    loaded = load_model(str(source), settings.device, settings.dtype)
+    return ReasonerBase(loaded, marks, decoding, settings.prompts)
 
 
 def _remote(spec: str, settings: Settings) -> Reasoner:

@@ -87,7 +87,7 @@ class ProjectDefaults:
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings describe, not started. Raises `LabelStudioError` for an unusable token."""
     traces = TraceLog(settings.traces)
-    update = None if settings.versions is None else presets.updated
+    update = presets.updated if settings.versions or settings.reasoner_versions else None
     return Engine(lambda: presets.build(settings), make_fetcher(settings), traces, settings.instruction_field, update)
 
 

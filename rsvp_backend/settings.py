@@ -113,6 +113,10 @@ class Settings(BaseSettings):
         description="folder of the VLSM's fine-tuned versions; the current one is served, a newly promoted one within "
         "seconds; none: the base weights only",
     )
+    reasoner_versions: Path | None = Field(
+        None,
+        description="folder of a local reasoner's distilled versions, served as the VLSM's are; none: its base weights",
+    )
     replay: Literal["scenes", "none"] = Field(
         "scenes",
         description="earlier data that fine-tuning sees again, so that nothing is forgotten: generated `scenes`, or "
@@ -237,7 +241,7 @@ class Settings(BaseSettings):
             check_folder(value.expanduser())
         return value.expanduser() if value is not None else None
 
-    @field_validator("versions")
+    @field_validator("versions", "reasoner_versions")
     @classmethod
     def _folder(cls, value: Path | None) -> Path | None:
         if value is not None and value.expanduser().exists() and not value.expanduser().is_dir():
@@ -271,6 +275,13 @@ class Settings(BaseSettings):
             raise ValueError("RSVP_LABEL_STUDIO_TOKEN is set, RSVP_LABEL_STUDIO_URL is not: set whose token it is")
         if self.versions is not None and (self.vlsm or "").startswith("sam3:"):
             raise ValueError("RSVP_VERSIONS is set, but SAM 3 has no versions: unset it, or choose another RSVP_VLSM")
+        if self.reasoner_versions is not None and re.match("openai:|https?://", self.reasoner or ""):
+            raise ValueError(
+                "RSVP_REASONER_VERSIONS is set, but a reasoner on a server has no versions: unset it, or set "
+                "RSVP_REASONER to demo or hf:ID-OR-FOLDER"
+            )
+        if self.reasoner_versions is not None and self.reasoner_versions == self.versions:
+            raise ValueError("RSVP_VERSIONS and RSVP_REASONER_VERSIONS are the same folder: give each its own")
         if self.reasoner_budget_per_hour is not None and None in (self.reasoner_price_in, self.reasoner_price_out):
             raise ValueError(
                 "RSVP_REASONER_BUDGET_PER_HOUR is set, a price is not: set RSVP_REASONER_PRICE_IN and "

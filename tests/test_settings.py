@@ -303,3 +303,23 @@ def test_versions_are_a_folder_over_a_vlsm_that_learns(monkeypatch: pytest.Monke
     assert (empty.version, presets.updated(empty)) == (plain.version, None)
     assert presets.updated(plain) is None
     assert not (tmp_path / "versions").exists()
+
+
+def test_reasoner_versions_are_a_folder_of_their_own_over_a_local_reasoner(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RSVP_REASONER_VERSIONS", str(tmp_path / "file"))
+    with pytest.raises(SettingsError, match=r"RSVP_REASONER_VERSIONS is '.*file': a folder"):
+        load_settings()
+    monkeypatch.setenv("RSVP_REASONER_VERSIONS", str(tmp_path / "versions"))
+    for server in ("openai:gpt-4o", "http://localhost:8000/v1#qwen"):
+        with pytest.raises(SettingsError, match="a reasoner on a server has no versions: unset it"):
+            load_settings(reasoner=server)
+    with pytest.raises(SettingsError, match="are the same folder: give each its own"):
+        load_settings(versions=tmp_path / "versions")
+    plain = presets.build(load_settings(reasoner_versions=""))
+    versioned = presets.build(load_settings())
+    assert versioned.version == plain.version
+    assert presets.updated(versioned) is None
+    assert not (tmp_path / "versions").exists()

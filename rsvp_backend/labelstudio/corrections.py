@@ -9,7 +9,7 @@ has marked an annotation as ground truth, the others of that task. What each reg
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rsvp_backend.labelstudio.annotations import JSON, imported, latest, listed
 from rsvp_backend.labelstudio.client import LabelStudioClient
@@ -32,12 +32,14 @@ def read_corrections(
     include_imported: bool = False,
     max_pixels: int = ImageLimits().max_pixels,
     page_size: int = PAGE_SIZE,
+    seen: Callable[[JSON], None] = lambda _: None,
 ) -> Iterator[Correction]:
     """The corrections of a project, task by task, newest state. Pages through the API while it is iterated.
 
     ``padding``: how much of its own size is added around a mask that lies outside of its prediction's crop, or has
     none. No image is fetched here but where the results leave the image's size in doubt; `Correction.load_image`
-    fetches it, and raises `ImageError` if its size is not the mask's. Raises `LabelStudioError` (no access, no such
+    fetches it, and raises `ImageError` if its size is not the mask's. ``seen`` gets each task before its corrections
+    come. Raises `LabelStudioError` (no access, no such
     project) and `LabelConfigError`.
     """
     xml = str(client.project(project_id).get("label_config") or "")
@@ -45,6 +47,7 @@ def read_corrections(
     counted = reading if reading is not None else Reading()
     for task in client.annotated_tasks(project_id, page_size):
         counted.tasks += 1
+        seen(task)
         for correction in _of_task(task, source, counted):
             counted.corrections[correction.origin] += 1
             yield correction

@@ -109,6 +109,12 @@ class CachedReasoner:
         self._counts: Counter[str] = Counter({"stored": 0, "shared": 0, "asked": 0})
         self._lock = threading.Lock()
 
+    def over(self, inner: Reasoner) -> CachedReasoner:
+        """The same store and counts around another reasoner."""
+        other = CachedReasoner(inner, self.store)
+        other._counts, other._lock = self._counts, self._lock
+        return other
+
     @property
     def version(self) -> str:
         return self.inner.version
