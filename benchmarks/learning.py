@@ -85,9 +85,9 @@ def killed(running: Studio, count: int, kills: int, folder: Path) -> dict[str, A
     running.submit(project, pool[:count], folder / "killed")
     more = [[correction] for correction in pool[count:]]
     seen = kill_lessons(running, project, more, kills, folder)
-    submitted = count + sum(1 for _ in (folder.glob("more-*/*.png")))
+    submitted = count + seen.submitted
     read = sum(1 for _ in read_corrections(running.client, project, make_fetcher(running.settings), 0.2))
-    say(vars(seen) | {"submitted": submitted, "read": read})
+    say(vars(seen) | {"read": read})
     return {"kills": seen.kills, "half_versions": seen.half_versions, "lost": submitted - read,
             "refused_requests": seen.refused_requests, "failed_lessons": seen.failed}  # fmt: skip
 

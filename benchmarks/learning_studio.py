@@ -99,6 +99,7 @@ class Kills:
     kills: int = 0
     finished: int = 0
     failed: int = 0
+    submitted: int = 0
     half_versions: int = 0
     refused_requests: int = 0
     requests: int = 0
@@ -106,27 +107,33 @@ class Kills:
 
 
 def kill_lessons(studio: Studio, project: int, more: Sequence[Sequence[Correction]], kills: int, folder: Path) -> Kills:
-    """``kill -9`` for ``rsvp-backend finetune`` at random moments; every fifth lesson is left to finish.
+    """``kill -9`` for ``rsvp-backend finetune`` at random moments of the time that the last finished one took.
 
     Whenever one has finished, the next of ``more`` is submitted, so that there is something to learn again.
     """
-    seen, rng, submissions = Kills(), random.Random(0), iter(more)
+    seen, rng = Kills(), random.Random(0)
     base = weights.load(studio.source)
     longest_s = _lesson(studio, project, None, seen)
-    while seen.kills < kills:
-        if seen.kills % 5 == 4 and _lesson(studio, project, None, seen):
-            studio.submit(project, next(submissions, ()), folder / f"more-{seen.finished}")
-        _lesson(studio, project, rng.uniform(0.3, 1.0) * longest_s, seen)
-        _check(studio, base, seen)
-        _ask(studio, seen)
-        sys.stderr.write(f"\r{seen.kills} kills, {seen.finished} finished")
+    for n, corrections in enumerate(more):
+        studio.submit(project, corrections, folder / f"more-{n}")
+        seen.submitted += len(corrections)
+        while seen.kills < kills:
+            took_s = _lesson(studio, project, rng.uniform(0.3, 1.1) * longest_s, seen)
+            _check(studio, base, seen)
+            _ask(studio, seen)
+            sys.stderr.write(f"\r{seen.kills} kills, {seen.finished} finished")
+            if took_s:
+                longest_s = took_s
+                break
+        if seen.kills >= kills:
+            break
     _lesson(studio, project, None, seen)
     _check(studio, base, seen)
     return seen
 
 
 def _lesson(studio: Studio, project: int, killed_after_s: float | None, seen: Kills) -> float:
-    """Run the command, at most so long; seconds that it took."""
+    """Run the command, at most so long; seconds that it took, 0 where it was killed."""
     command = [sys.executable, "-m", "rsvp_backend", "finetune", "--project", str(project), "--steps", "20", "--json"]
     env = os.environ | {
         "RSVP_VERSIONS": str(studio.settings.versions),
