@@ -196,7 +196,8 @@ def _train(
 
 
 def _decide(result: DistillResult) -> Decision:
-    return decide(result.before.scores, result.after.scores, result.replay_before.scores, result.replay_after.scores)
+    scores = (result.before, result.after, result.replay_before, result.replay_after)
+    return decide(*(one.scores for one in scores), measure=("score", "examples"))
 
 
 def _promoted(

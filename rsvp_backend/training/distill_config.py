@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 _RATE_AT_WIDTH_160 = 3e-3
+Stage = Literal["pictures", "answers", "training"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,20 @@ class Progress:
     step: int
     steps: int
     eta_s: float
-    stage: Literal["pictures", "answers", "training"] = "training"
+    stage: Stage = "training"
     loss: float = float("nan")
     held_out: float = float("nan")
+
+
+Tell = Callable[[Progress], None]
+
+
+class Counting:
+    """Tells how far a stage of ``total`` steps is, with the time that is left."""
+
+    def __init__(self, tell: Tell, stage: Stage, total: int) -> None:
+        self._tell, self._stage, self._total, self._started = tell, stage, total, time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        eta_s = (time.monotonic() - self._started) / done * (self._total - done)
+        self._tell(Progress(done, self._total, eta_s, self._stage))

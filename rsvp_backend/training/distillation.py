@@ -30,7 +30,7 @@ from rsvp_backend.training.adapters import Delta
 from rsvp_backend.training.answer_batches import AnswerBatches, answer_loss
 from rsvp_backend.training.answer_replay import own_answers, replay_to_score, replay_to_train
 from rsvp_backend.training.answer_scoring import AnswerScores, score_answers
-from rsvp_backend.training.distill_config import DistillConfig, Point, Progress
+from rsvp_backend.training.distill_config import Counting, DistillConfig, Point, Progress, Tell
 from rsvp_backend.training.examples import Example
 from rsvp_backend.training.finetune_config import split
 from rsvp_backend.training.prompt_store import PromptStore
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 EARLY_STOP_FROM = 4
 STATE_FILE = "state.pt"
-Tell = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +144,7 @@ class _Run:
 
     def _readable(self, examples: Sequence[Example]) -> tuple[list[Example], tuple[tuple[int, str], ...]]:
         """The examples whose image can be had, marked; and of the others task and reason."""
-        found, unreadable, count = [], [], _Count(self.tell, "pictures", len(examples))
+        found, unreadable, count = [], [], Counting(self.tell, "pictures", len(examples))
         for done, example in enumerate(examples, start=1):
             try:
                 self.prompts.get(example)
@@ -161,12 +160,12 @@ class _Run:
         config, marks = self.config, base.marks
         train = replay_to_train(config.replay_trained, marks)[: config.replay_trained]
         if not base.edges:
-            count = _Count(self.tell, "answers", len(train))
+            count = Counting(self.tell, "answers", len(train))
             train = own_answers(self.begun, train, self.prompts, config.answer_batch, count)
         return train, replay_to_score(config.replay_scored, marks)[: config.replay_scored]
 
     def score(self, reasoner: Any, examples: Sequence[Example]) -> AnswerScores:
-        count = _Count(self.tell, "answers", len(examples))
+        count = Counting(self.tell, "answers", len(examples))
         return score_answers(reasoner, examples, self.prompts, self.config.answer_batch, count)
 
     def train(self) -> None:
@@ -286,17 +285,6 @@ class _Run:
         self.optimizer.load_state_dict(state.pop("optimizer"))
         self.state = _State(**state)
         log.info("resumed at step %d of %d", self.state.step, self.steps)
-
-
-class _Count:
-    """Tells how far a stage is, with the time that is left."""
-
-    def __init__(self, tell: Tell, stage: Any, total: int) -> None:
-        self._tell, self._stage, self._total, self._started = tell, stage, total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        eta_s = (time.monotonic() - self._started) / done * (self._total - done)
-        self._tell(Progress(done, self._total, eta_s, self._stage))
 
 
 def _digest(delta: Delta | None) -> str:

@@ -39,11 +39,13 @@ def decide(
     largest_loss: float = 0.01,
     confidence: float = 0.95,
     seed: int = 0,
+    measure: tuple[str, str] = ("IoU", "corrections"),
 ) -> Decision:
     """Compare two versions on the same held-out corrections and on the same replay.
 
     ``fewest``: held-out tasks below which nothing is promoted; ``largest_loss``: mean IoU (gIoU) that may be lost on
     replay, and on held-out corrections that show an object. Without replay scores that condition is not checked.
+    ``measure``: what the scores are, and of what, for the reasons.
     """
     if len(before.ious) != len(after.ious) or len(replay_before.ious) != len(replay_after.ious):
         raise ValueError("scores before and after are of different corrections: pairs of the same ones are expected")
@@ -53,13 +55,16 @@ def decide(
             False, (f"only {tasks} tasks are held out: {fewest} are needed to compare",), (float("nan"),) * 2
         )
     low, high = gain_interval(before, after, confidence, seed)
-    gain = f"IoU on {len(before.ious)} held-out corrections {before.mean:.3f} -> {after.mean:.3f}"
+    name, things = measure
+    gain = f"{name} on {len(before.ious)} held-out {things} {before.mean:.3f} -> {after.mean:.3f}"
     checks = [(low > 0, f"{gain}: gain between {low:+.3f} and {high:+.3f}")]
     shown = [not empty for empty in before.empty]
     if any(shown) and not all(shown):
-        checks.append(_loss("held-out corrections that show an object", before, after, shown, largest_loss))
+        checks.append(_loss(f"held-out {things} that show an object", name, before, after, shown, largest_loss))
     if replay_before.ious:
-        checks.append(_loss("replay", replay_before, replay_after, [True] * len(replay_before.ious), largest_loss))
+        checks.append(
+            _loss("replay", name, replay_before, replay_after, [True] * len(replay_before.ious), largest_loss)
+        )
     return Decision(all(good for good, _ in checks), tuple(text for _, text in checks), (low, high))
 
 
@@ -74,10 +79,12 @@ def gain_interval(before: Scores, after: Scores, confidence: float = 0.95, seed:
     return float(low), float(high)
 
 
-def _loss(where: str, before: Scores, after: Scores, which: Sequence[bool], largest: float) -> tuple[bool, str]:
+def _loss(
+    where: str, name: str, before: Scores, after: Scores, which: Sequence[bool], largest: float
+) -> tuple[bool, str]:
     pairs = zip(before.ious, after.ious, which, strict=True)
     lost = float(np.mean([old - new for old, new, wanted in pairs if wanted]))
-    return lost <= largest, f"{where}: {lost:.3f} gIoU lost, at most {largest} is allowed"
+    return lost <= largest, f"{where}: {lost:.3f} of mean {name} lost, at most {largest} is allowed"
 
 
 @dataclass(frozen=True, slots=True)
