@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console
         TaskProgressColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", stage="", total=None)
 
         def tell(told: Told) -> None:

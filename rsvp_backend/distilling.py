@@ -110,12 +110,12 @@ def distill_reasoner(
     """
     registry = presets.reasoner_registry(settings)
     work = registry.folder.with_name(f"{registry.folder.name}-work")
-    base = presets.reasoner_base(settings)
     with ExitStack() as stack:
-        stack.enter_context(_alone(work))
         project = None
         if sources.project is not None:
             project = Project(stack.enter_context(open_client(settings)), sources.project, settings)
+        stack.enter_context(_alone(work))
+        base = presets.reasoner_base(settings)
         examples = _gathered(settings, sources, project, base, work, tell)
         found = Distilled(_counted(examples), notes=() if project is None else _notes(project))
         if not examples:

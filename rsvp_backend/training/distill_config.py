@@ -28,8 +28,8 @@ class DistillConfig:
     warmup_steps: int = 10
     lora_rank: int = 8
     lora_mlp: bool = False
-    replay_share: float = 0.25
-    replay_trained: int = 192
+    replay_share: float = 0.4
+    replay_trained: int = 384
     replay_scored: int = 120
     held_out_share: float = 0.2
     evaluate_every: int = 25
