@@ -29,9 +29,9 @@ def short_prompts(folder: Path) -> Path:
     return folder
 
 
-def tiny_base(family: str, folder: Path, marks: Marks = MARKS) -> ReasonerBase:
+def tiny_base(family: str, folder: Path, marks: Marks = MARKS, dtype: str = "auto") -> ReasonerBase:
     """A random MLLM, whose scores are spread out as a trained model's are."""
-    loaded = load_model(save_random_mllm(family, folder / "model"), "cpu")
+    loaded = load_model(save_random_mllm(family, folder / "model"), "cpu", dtype)
     loaded.model.lm_head.weight.data.mul_(20)
     return ReasonerBase(loaded, marks, Decoding(max_new_tokens=90), short_prompts(folder / "prompts"))
 

@@ -125,6 +125,14 @@ def test_what_was_known_is_repeated_and_scored(base: ReasonerBase, tmp_path: Pat
     assert not {one.task for one in asked} & {one.task for one in replay_to_score(4, MARKS)}
 
 
+def test_weights_in_half_precision_are_learned_over_in_full(tmp_path: Path) -> None:
+    half = tiny_base("qwen2_vl", tmp_path, dtype="bfloat16")
+    assert half.loaded.model.dtype == torch.bfloat16
+    found = distill(half, None, EXAMPLES, CONFIG, tmp_path / "run", replay=False)
+    assert found.after.mean > found.before.mean + 0.4
+    assert half.reasoner(found.delta, "new").model.dtype == torch.bfloat16
+
+
 # --- runs that do not go through ---------------------------------------------------------------------------------
 
 
