@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from rsvp_backend import presets
-from rsvp_backend.distilling import Distilled, Sources, Told, distill_reasoner
+from rsvp_backend.distilling import Distilled, Sources, distill_reasoner
 from rsvp_backend.evaluation.metrics import Overlap
 from rsvp_backend.grid import mask_regions
+from rsvp_backend.lessons import Told
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.scenes import Question, Scene, make_scene
 from rsvp_backend.scenes.styles import STYLED_KINDS, STYLES, styled_questions

@@ -34,7 +34,8 @@ from rsvp_backend.access import make_fetcher
 from rsvp_backend.labelstudio.corrections import read_corrections
 from rsvp_backend.learning import learn
 from rsvp_backend.training.adapters import apply_delta
-from rsvp_backend.training.finetune import FinetuneConfig, FinetuneResult, finetune
+from rsvp_backend.training.finetune import FinetuneResult, finetune
+from rsvp_backend.training.finetune_config import FinetuneConfig
 from rsvp_backend.training.gate import decide
 from rsvp_backend.training.registry import Registry
 from rsvp_backend.training.replay import NoReplay, SceneReplay

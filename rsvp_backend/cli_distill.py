@@ -54,7 +54,8 @@ def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console
         raise SettingsError(
             f"{error.name} is not installed: distillation needs it; pip install 'rsvp-backend[distill]'"
         ) from None
-    from rsvp_backend.distilling import Told, distill_reasoner
+    from rsvp_backend.distilling import distill_reasoner
+    from rsvp_backend.lessons import Told
 
     config, sources = _config(args), _sources(args)
     columns = (

@@ -29,7 +29,8 @@ def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console
     """Do it, with a progress bar on ``err``, and give the exit status: 0 also where the version is not promoted."""
     if args.steps is not None and args.steps < 1:
         raise SettingsError(f"--steps is {args.steps}: at least 1 is expected")
-    from rsvp_backend.learning import Told, learn
+    from rsvp_backend.learning import learn
+    from rsvp_backend.lessons import Told
     from rsvp_backend.training.finetune_config import FinetuneConfig
 
     columns = (

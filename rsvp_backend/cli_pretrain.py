@@ -18,7 +18,7 @@ from rsvp_backend.presets import vlsm_source
 from rsvp_backend.settings import Settings
 
 if TYPE_CHECKING:
-    from rsvp_backend.training.finetune_config import Progress
+    from rsvp_backend.training.fitting import Progress
     from rsvp_backend.training.pretrain_config import PretrainConfig, PretrainReport
 
 # Numbers that PretrainConfig takes, with their help; defaults are those of the class.
@@ -103,7 +103,7 @@ def _source(args: argparse.Namespace, settings: Settings) -> str | Path:
 def _line(told: Progress) -> str:
     hours, minutes = divmod(round(told.eta_s / 60), 60)
     return (
-        f"step {told.step} of {told.steps}: loss {told.loss:.4f}, held-out gIoU {told.iou:.4f}, "
+        f"step {told.step} of {told.steps}: loss {told.loss:.4f}, held-out gIoU {told.held_out:.4f}, "
         f"{hours} h {minutes:02} min to go"
     )
 

@@ -6,24 +6,26 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rsvp_backend import presets
 from rsvp_backend.access import open_client
 from rsvp_backend.distill_sources import Asked, Project, corrected_examples, taught_examples
-from rsvp_backend.errors import LabelConfigError, LabelStudioError, RsvpError, SettingsError
+from rsvp_backend.errors import LabelConfigError, LabelStudioError, SettingsError
 from rsvp_backend.labelstudio.promotion import follow_change, predict_again, served_versions
 from rsvp_backend.labelstudio.ranking import doubtful
+from rsvp_backend.lessons import Tell, Told, alone, end_of, same_lesson, scores_of
 from rsvp_backend.reasoner.cache import AnswerStore, CachedReasoner
 from rsvp_backend.settings import Settings
-from rsvp_backend.training import durable
 from rsvp_backend.training.answer_replay import styled_examples
-from rsvp_backend.training.distillation import DistillConfig, DistillResult, Progress, distill
+from rsvp_backend.training.distill_config import DistillConfig
+from rsvp_backend.training.distillation import DistillResult, distill
 from rsvp_backend.training.examples import Example
+from rsvp_backend.training.fitting import Progress
 from rsvp_backend.training.gate import Decision, decide
 from rsvp_backend.training.reasoner_deltas import ReasonerBase
 from rsvp_backend.training.registry import Registry
@@ -31,18 +33,6 @@ from rsvp_backend.training.versions import Record, Version
 from rsvp_backend.types import Marks, Reasoner
 
 log = logging.getLogger(__name__)
-
-Stage = Literal["reading", "teacher", "pictures", "answers", "training", "promoting", "predicting"]
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a distillation tells on its way. ``done`` of ``total`` steps; ``total`` 0 where nobody knows."""
-
-    stage: Stage
-    text: str
-    done: int = 0
-    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +74,10 @@ class Distilled:
         return {**asdict(self), "reasons": list(self.reasons), "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        end = "nothing to do"
-        if self.version is not None:
-            end = f"{self.version} {'promoted' if self.promoted else 'kept as a candidate'}"
         counts = ", ".join(f"{count} of {source}" for source, count in self.examples.items())
-        return "\n".join([*self.notes, f"examples: {counts or 'none'}", *self.reasons, end])
-
-
-Tell = Callable[[Told], None]
+        return "\n".join(
+            [*self.notes, f"examples: {counts or 'none'}", *self.reasons, end_of(self.version, self.promoted)]
+        )
 
 
 def distill_reasoner(
@@ -114,7 +100,13 @@ def distill_reasoner(
         project = None
         if sources.project is not None:
             project = Project(stack.enter_context(open_client(settings)), sources.project, settings)
-        stack.enter_context(_alone(work))
+        stack.enter_context(
+            alone(
+                work / "distill.lock",
+                f"{work} is used by another distillation: wait for its end",
+                "RSVP_REASONER_VERSIONS",
+            )
+        )
         base = presets.reasoner_base(settings)
         examples = _gathered(settings, sources, project, base, work, tell)
         found = Distilled(_counted(examples), notes=() if project is None else _notes(project))
@@ -122,7 +114,7 @@ def distill_reasoner(
             return replace(found, notes=(*found.notes, "there is no example to learn from"))
         current = registry.current()
         keys = tuple(sorted(example.key for example in examples))
-        if (known := _same(registry, keys, current)) is not None:
+        if (known := same_lesson(registry, keys, current)) is not None:
             return replace(found, notes=(*found.notes, f"nothing new since version {known}: it learned from the same"))
         result = _train(registry, current, base, examples, config or DistillConfig(), settings, work, tell)
         decision = _decide(result)
@@ -133,7 +125,7 @@ def distill_reasoner(
             version=version.id,
             reasons=decision.reasons,
             notes=(*found.notes, *(f"task {task} left out: {error}" for task, error in result.unreadable)),
-            scores=_scores(version.record),
+            scores=scores_of(version.record),
             steps=result.steps,
             seconds=round(result.seconds, 2),
         )
@@ -252,20 +244,6 @@ def _record(
     )
 
 
-def _same(registry: Registry, keys: tuple[str, ...], current: str | None) -> str | None:
-    """The version that came out of the same examples, seen from the same current version."""
-    for version in registry.list():
-        if version.record.data == keys and current in (version.id, version.record.parent):
-            return version.id
-    return None
-
-
-def _scores(record: Record) -> dict[str, float]:
-    return {f"{name}_before": value for name, value in record.before.items()} | {
-        f"{name}_after": value for name, value in record.after.items()
-    }
-
-
 def _counted(examples: Sequence[Example]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for example in examples:
@@ -279,19 +257,3 @@ def _notes(project: Project) -> tuple[str, ...]:
 
 def _run_folder(work: Path) -> Path:
     return work / "run"
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """One distillation at a time, in all processes."""
-    with ExitStack() as stack:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(durable.locked(work / "distill.lock", 0.0))
-        except TimeoutError:
-            raise RsvpError(f"{work} is used by another distillation: wait for its end") from None
-        except OSError as error:
-            raise RsvpError(
-                f"{work} (beside RSVP_REASONER_VERSIONS) cannot be written: {error.strerror or error}"
-            ) from error
-        yield

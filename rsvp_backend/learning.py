@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rsvp_backend.access import make_fetcher, open_client
-from rsvp_backend.errors import LabelConfigError, LabelStudioError, RsvpError, SettingsError
+from rsvp_backend.errors import LabelConfigError, LabelStudioError, SettingsError
 from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.corrections import read_corrections
 from rsvp_backend.labelstudio.promotion import follow_promotion, predict_again
 from rsvp_backend.labelstudio.ranking import doubtful
 from rsvp_backend.labelstudio.reading import Reading
+from rsvp_backend.lessons import Tell, Told, alone, end_of, same_lesson, scores_of
 from rsvp_backend.presets import vlsm_source
 from rsvp_backend.settings import Settings
-from rsvp_backend.training import durable
 from rsvp_backend.training.adapters import compose_deltas
-from rsvp_backend.training.finetune import FinetuneConfig, FinetuneResult, Progress, finetune
+from rsvp_backend.training.finetune import FinetuneResult, finetune
+from rsvp_backend.training.finetune_config import FinetuneConfig
+from rsvp_backend.training.fitting import Progress
 from rsvp_backend.training.gate import Decision, calibrate, decide
 from rsvp_backend.training.registry import Registry
 from rsvp_backend.training.replay import NoReplay, ReplaySource, SceneReplay
@@ -38,18 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-Stage = Literal["reading", "images", "training", "comparing", "promoting", "predicting"]
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a lesson tells on its way. ``done`` of ``total`` steps of the stage; ``total`` 0 where nobody knows."""
-
-    stage: Stage
-    text: str
-    done: int = 0
-    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +62,13 @@ class Lesson:
         return {**found, "reading": str(self.reading), "reasons": list(self.reasons), "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        end = "nothing to do"
-        if self.version is not None:
-            end = f"{self.version} {'promoted' if self.promoted else 'kept as a candidate'}"
-        return "\n".join([str(self.reading), *self.notes, *self.reasons, end])
+        return "\n".join([str(self.reading), *self.notes, *self.reasons, end_of(self.version, self.promoted)])
 
 
 def learn(
     settings: Settings,
     project: int,
-    tell: Callable[[Told], None] = lambda _: None,
+    tell: Tell = lambda _: None,
     *,
     promote: bool = True,
     config: FinetuneConfig | None = None,
@@ -96,7 +82,8 @@ def learn(
     if settings.versions is None or work is None:
         raise SettingsError("RSVP_VERSIONS is not set: name a folder for what is learned")
     registry = Registry(settings.versions)
-    with open_client(settings) as client, _alone(work, project):
+    busy = f"project {project} is being learned from by another process: wait for its end"
+    with open_client(settings) as client, alone(work / f"project-{project}.lock", busy, "RSVP_VERSIONS"):
         reading = Reading()
         corrections = _read(client, settings, project, reading, tell)
         if not corrections:
@@ -106,7 +93,7 @@ def learn(
         base = weights.load(vlsm_source(settings))
         current = registry.current()
         keys = tuple(sorted(correction.key for correction in corrections))
-        if (known := _same_lesson(registry, keys, current)) is not None:
+        if (known := same_lesson(registry, keys, current)) is not None:
             note = f"nothing new since version {known}: it learned from these very corrections"
             return Lesson(project, reading, len(corrections), notes=(note,))
         plan = _Plan(settings, registry, project, work, base, current)
@@ -122,7 +109,7 @@ def learn(
             version=version.id,
             reasons=decision.reasons,
             notes=tuple(f"task {task} left out: {error}" for task, error in result.unreadable),
-            scores=_scores(version.record),
+            scores=scores_of(version.record),
             steps=result.steps,
             seconds=round(result.seconds, 2),
         )
@@ -141,23 +128,19 @@ class _Plan:
     current: str | None
 
 
-def _train(
-    plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfig, tell: Callable[[Told], None]
-) -> FinetuneResult:
+def _train(plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfig, tell: Tell) -> FinetuneResult:
     start = plan.base if plan.current is None else plan.registry.load(plan.base, plan.current)
 
     def told(progress: Progress) -> None:
         text = f"{progress.eta_s:.0f} s left"
         if progress.stage == "training":
-            text = f"loss {progress.loss:.3f}, held-out IoU {progress.iou:.3f}, {text}"
+            text = f"loss {progress.loss:.3f}, held-out IoU {progress.held_out:.3f}, {text}"
         tell(Told(progress.stage, text, progress.step, progress.steps))
 
     return finetune(start, corrections, _replay(plan.settings), config, _checkpoints(plan.work, plan.project), told)
 
 
-def _promoted(
-    plan: _Plan, lesson: Lesson, version: Version, client: LabelStudioClient, tell: Callable[[Told], None]
-) -> Lesson:
+def _promoted(plan: _Plan, lesson: Lesson, version: Version, client: LabelStudioClient, tell: Tell) -> Lesson:
     """Promote, let Label Studio's backend title follow, and predict again what is open and doubtful.
 
     What Label Studio does not do of it is told, and changes nothing else.
@@ -179,7 +162,7 @@ def _promoted(
 
 
 def _read(
-    client: LabelStudioClient, settings: Settings, project: int, reading: Reading, tell: Callable[[Told], None]
+    client: LabelStudioClient, settings: Settings, project: int, reading: Reading, tell: Tell
 ) -> list[Correction]:
     found = []
     fetcher, largest = make_fetcher(settings), settings.image_max_pixels
@@ -188,14 +171,6 @@ def _read(
         tell(Told("reading", f"{len(found)} corrections of {reading.tasks} tasks", reading.tasks))
     log.info("project %d: %s", project, reading)
     return found
-
-
-def _same_lesson(registry: Registry, keys: tuple[str, ...], current: str | None) -> str | None:
-    """The version that came out of the same corrections, seen from the same current version."""
-    for version in registry.list():
-        if version.record.data == keys and current in (version.id, version.record.parent):
-            return version.id
-    return None
 
 
 def _configured(settings: Settings, work: Path, config: FinetuneConfig | None) -> FinetuneConfig:
@@ -229,25 +204,5 @@ def _record(plan: _Plan, keys: tuple[str, ...], result: FinetuneResult, decision
     )
 
 
-def _scores(record: Record) -> dict[str, float]:
-    return {f"{name}_before": value for name, value in record.before.items()} | {
-        f"{name}_after": value for name, value in record.after.items()
-    }
-
-
 def _checkpoints(work: Path, project: int) -> Path:
     return work / f"project-{project}"
-
-
-@contextmanager
-def _alone(work: Path, project: int) -> Iterator[None]:
-    """One lesson per project at a time, in all processes."""
-    with ExitStack() as stack:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(durable.locked(work / f"project-{project}.lock", 0.0))
-        except TimeoutError:
-            raise RsvpError(f"project {project} is being learned from by another process: wait for its end") from None
-        except OSError as error:
-            raise RsvpError(f"{work} (beside RSVP_VERSIONS) cannot be written: {error.strerror or error}") from error
-        yield

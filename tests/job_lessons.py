@@ -73,7 +73,7 @@ def broken(settings: Settings, project: int, tell: Tell) -> Taught:
 
 def real(settings: Settings, project: int, tell: Tell) -> Taught:
     from rsvp_backend.learning import learn
-    from rsvp_backend.training.finetune import FinetuneConfig
+    from rsvp_backend.training.finetune_config import FinetuneConfig
 
     config = FinetuneConfig(steps=2, batch=2, variants=0, replay_crops=2, replay_scored=2, evaluate_every=1)
     return learn(settings, project, tell, config=config)

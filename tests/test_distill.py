@@ -16,8 +16,11 @@ from rsvp_backend.errors import ImageError, RsvpError, WeightsError
 from rsvp_backend.training import deltas, distillation
 from rsvp_backend.training.answer_batches import AnswerBatch, AnswerBatches, answer_loss
 from rsvp_backend.training.answer_replay import own_answers, replay_to_score, replay_to_train
-from rsvp_backend.training.distillation import DistillConfig, DistillResult, Progress, distill
+from rsvp_backend.training.distill_config import DistillConfig
+from rsvp_backend.training.distillation import DistillResult, distill
 from rsvp_backend.training.examples import Example, Source
+from rsvp_backend.training.finetune_config import split
+from rsvp_backend.training.fitting import Progress
 from rsvp_backend.training.gate import decide
 from rsvp_backend.training.prompt_store import PromptStore
 from rsvp_backend.training.reasoner_deltas import ReasonerBase, shared_copy
@@ -105,7 +108,7 @@ def test_a_version_that_forgets_what_the_last_one_knew_is_kept_back(lesson: Less
         example(n, Proposal(f"thing {n}", True, Regions((n % 3 + 1,), (n * 2 % 3 + 1,)), "it has columns"))
         for n in range(12)
     ]
-    held = [one for one in EXAMPLES if one.task in {e.task for e in distillation.split(EXAMPLES)[1]}]
+    held = [one for one in EXAMPLES if one.task in {e.task for e in split(EXAMPLES)[1]}]
     mixed = [*(one for one in noise if one.task not in {h.task for h in held}), *held]
     made = distill(lesson.base, lesson.result.delta, mixed, replace(CONFIG, patience=99), tmp_path, replay=False)
     decision = decide(made.before.scores, made.after.scores, made.replay_before.scores, made.replay_after.scores)
@@ -179,7 +182,7 @@ def test_a_batch_that_does_not_fit_is_split(
 
     monkeypatch.setattr(distillation, "answer_loss", small)
     found = short(base, tmp_path / "small")
-    assert "going on with 2 examples at a time" in caplog.text
+    assert "going on with 2 samples at a time" in caplog.text
     assert found.curve[-1].held_out == pytest.approx(whole.curve[-1].held_out, rel=0.1)
     monkeypatch.setattr(distillation, "answer_loss", lambda *_: small(None, AnswerBatch({}, torch.zeros(3, 1))))
     with pytest.raises(torch.OutOfMemoryError):

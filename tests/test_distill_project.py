@@ -18,10 +18,11 @@ from test_ls_corrections import Studio, annotation, area, brushed, predicted, ta
 
 from rsvp_backend import cli, distilling, presets
 from rsvp_backend.distill_sources import Asked, Project, corrected_examples, taught_examples
-from rsvp_backend.distilling import Sources, Told, distill_reasoner
+from rsvp_backend.distilling import Sources, distill_reasoner
 from rsvp_backend.errors import RsvpError, SettingsError
 from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.tags import default_label_config
+from rsvp_backend.lessons import Told
 from rsvp_backend.settings import Settings, load_settings, settings_rows
 from rsvp_backend.training import durable
 from rsvp_backend.training.examples import Source

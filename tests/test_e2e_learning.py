@@ -19,11 +19,12 @@ from rsvp_backend.demo.run import Stack, running
 from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
-from rsvp_backend.learning import Lesson, Told, learn
+from rsvp_backend.learning import Lesson, learn
+from rsvp_backend.lessons import Told
 from rsvp_backend.scenes import Scene, make_scene
 from rsvp_backend.scenes.parts import part_mask
 from rsvp_backend.settings import Settings, load_settings
-from rsvp_backend.training.finetune import FinetuneConfig
+from rsvp_backend.training.finetune_config import FinetuneConfig
 from rsvp_backend.training.registry import Registry
 from rsvp_backend.training.replay import object_crop
 from rsvp_backend.types import BoolMask, Instance, Marks, Outcome, Regions, Trace

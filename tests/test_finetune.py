@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from rsvp_backend.scenes.parts import PARTS, part_mask
 from rsvp_backend.training import finetune as finetuning
 from rsvp_backend.training.adapters import Adapters, apply_delta, compose_deltas
 from rsvp_backend.training.features import FeatureStore, encoder_digest, names_a_side
-from rsvp_backend.training.finetune import EARLY_STOP_FROM, FinetuneConfig, FinetuneResult, Progress, finetune, split
+from rsvp_backend.training.finetune import EARLY_STOP_FROM, FinetuneResult, finetune
+from rsvp_backend.training.finetune_config import FinetuneConfig, split
+from rsvp_backend.training.fitting import Progress
 from rsvp_backend.training.replay import NoReplay, SceneReplay
 from rsvp_backend.training.samples import Correction, Origin
 from rsvp_backend.training.scoring import FeatureVlsm, Scores
@@ -442,6 +445,8 @@ def test_the_least_recently_used_files_go_first(base: weights.Weights, tmp_path:
     old = set(tmp_path.rglob("*.safetensors"))
     store.features(disc(2))
     new = set(tmp_path.rglob("*.safetensors")) - old
+    for path in old | new:
+        os.utime(path, (0, 0))  # the file system's clock ticks too slowly to tell them apart
     FeatureStore(base.model, "crop", tmp_path).features(disc(1))  # read again: now the younger ones
     store.limit_bytes = sum(path.stat().st_size for path in old)
     assert store.trim() > 0

@@ -16,10 +16,11 @@ from rsvp_backend import cli
 from rsvp_backend.errors import ImageError, LabelConfigError, LabelStudioError, RsvpError, SettingsError
 from rsvp_backend.labelstudio.ranking import Ranked, rank
 from rsvp_backend.labelstudio.tags import parse_label_config
-from rsvp_backend.learning import Lesson, Told, learn
+from rsvp_backend.learning import Lesson, learn
+from rsvp_backend.lessons import Told
 from rsvp_backend.settings import Settings, load_settings
 from rsvp_backend.training import durable
-from rsvp_backend.training.finetune import FinetuneConfig
+from rsvp_backend.training.finetune_config import FinetuneConfig
 from rsvp_backend.training.registry import Registry
 
 CONFIG = FinetuneConfig(steps=2, batch=2, variants=0, lora_rank=2)
@@ -130,13 +131,14 @@ def test_without_any_image_a_lesson_fails_clearly(school: School) -> None:
 def test_a_disk_that_takes_nothing_is_named(school: School) -> None:
     work = school.settings.work_folder
     assert work is not None
-    (work / "project-1" / ".state.pt.part").mkdir(parents=True)
+    work.mkdir()
+    (work / "project-1").write_text("a file where the folder should be")
     with pytest.raises(RsvpError, match=r"the checkpoint .*state\.pt cannot be written"):
         school.learn()
-    work.joinpath("project-1").rename(work / "aside")
+    (work / "project-1").unlink()
     assert school.learn().version is not None
-    other = school.settings.model_copy(update={"versions": work / "aside" / ".state.pt.part" / "x" / "versions"})
-    (work / "aside" / ".state.pt.part" / "x").write_text("a file")
+    (work / "x").write_text("a file")
+    other = school.settings.model_copy(update={"versions": work / "x" / "versions"})
     with pytest.raises(RsvpError, match=r"\(beside RSVP_VERSIONS\) cannot be written: Not a directory"):
         learn(other, 1, config=CONFIG)
 

@@ -25,7 +25,7 @@ from rsvp_backend.presets import DEMO_ASSETS
 from rsvp_backend.settings import settings_rows
 from rsvp_backend.training import pretrain_state
 from rsvp_backend.training.features import FeatureStore, encoder_digest
-from rsvp_backend.training.finetune_config import Progress
+from rsvp_backend.training.fitting import Progress
 from rsvp_backend.training.pretrain import pretrain
 from rsvp_backend.training.pretrain_batches import Ahead, Batches
 from rsvp_backend.training.pretrain_config import PretrainConfig, PretrainReport
@@ -159,10 +159,10 @@ def test_a_stopped_run_goes_on_to_the_same_result(tiny: Path, root: Path, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, root, CONFIG, tmp_path, progress=stop)
+        run(tiny, root, CONFIG, tmp_path, tell=stop)
     assert not (tmp_path / "model").exists()
     told: list[Progress] = []
-    report = run(tiny, root, CONFIG, tmp_path, progress=told.append)
+    report = run(tiny, root, CONFIG, tmp_path, tell=told.append)
     assert [one.step for one in told] == [3, 4]
     assert [point["step"] for point in report.curve] == [0, 2, 4]
     assert same_weights(tmp_path, whole_run)
@@ -218,7 +218,7 @@ def test_a_run_may_go_on_in_other_batches(tiny: Path, root: Path, tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, root, CONFIG, tmp_path, progress=stop)
+        run(tiny, root, CONFIG, tmp_path, tell=stop)
     run(tiny, root, replace(CONFIG, batch=4, accumulate=1), tmp_path)
     found, wanted = (weights.load(folder / "model").model.state_dict() for folder in (tmp_path, whole_run))
     for name in wanted:

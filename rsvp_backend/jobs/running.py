@@ -22,7 +22,7 @@ _PACKAGE = "rsvp_backend"
 
 
 class Told(Protocol):
-    """What a lesson tells on its way, see `learning.Told`."""
+    """What a lesson tells on its way, see `lessons.Told`."""
 
     @property
     def stage(self) -> str: ...

@@ -1,14 +1,10 @@
-"""What a distillation is told, and what it tells on the way."""
+"""What a distillation is told."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 _RATE_AT_WIDTH_160 = 3e-3
-Stage = Literal["pictures", "answers", "training"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,41 +53,3 @@ class DistillConfig:
         down to 0."""
         highest = self.learning_rate or _RATE_AT_WIDTH_160 * min(1.0, 160 / width)
         return highest * min(1.0, (step + 1) / max(1, self.warmup_steps)) * (steps - step) / steps
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One evaluation on the way: ``loss`` is the mean since the last one, ``held_out`` that of held-out examples."""
-
-    step: int
-    loss: float
-    held_out: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Told after every step of the stage: pictures that are marked, answers that are compared, steps of training.
-
-    ``loss`` and ``held_out`` (loss) are the last ones measured, nan before; ``eta_s``: seconds to the last step.
-    """
-
-    step: int
-    steps: int
-    eta_s: float
-    stage: Stage = "training"
-    loss: float = float("nan")
-    held_out: float = float("nan")
-
-
-Tell = Callable[[Progress], None]
-
-
-class Counting:
-    """Tells how far a stage of ``total`` steps is, with the time that is left."""
-
-    def __init__(self, tell: Tell, stage: Stage, total: int) -> None:
-        self._tell, self._stage, self._total, self._started = tell, stage, total, time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        eta_s = (time.monotonic() - self._started) / done * (self._total - done)
-        self._tell(Progress(done, self._total, eta_s, self._stage))

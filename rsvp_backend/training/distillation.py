@@ -4,51 +4,48 @@ Examples are answers of annotators, of a larger reasoner, or of generated scenes
 as it is, the loss is taken of the answer's tokens only, and each batch holds earlier questions besides, so that the
 model goes on answering them (see `answer_replay`).
 
-Every batch is drawn from the seed and the number of its step alone: a run that was killed goes on from its last
-checkpoint to the same result. With fewer than `EARLY_STOP_FROM` examples held out the schedule runs to its end.
+Every batch is drawn from the seed and the number of its step alone (see `fitting`). With fewer than `EARLY_STOP_FROM`
+examples held out the schedule runs to its end.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import operator
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsvp_backend.errors import ImageError, RsvpError
-from rsvp_backend.training import durable
 from rsvp_backend.training.adapters import Delta
 from rsvp_backend.training.answer_batches import AnswerBatches, answer_loss
 from rsvp_backend.training.answer_replay import own_answers, replay_to_score, replay_to_train
 from rsvp_backend.training.answer_scoring import AnswerScores, score_answers
-from rsvp_backend.training.distill_config import Counting, DistillConfig, Point, Progress, Tell
+from rsvp_backend.training.distill_config import DistillConfig
 from rsvp_backend.training.examples import Example
 from rsvp_backend.training.finetune_config import split
+from rsvp_backend.training.fitting import NAN, Counting, Fit, Pace, Point, Tell
 from rsvp_backend.training.prompt_store import PromptStore
 from rsvp_backend.training.reasoner_deltas import ReasonerBase, shared_copy
 from rsvp_backend.training.reasoner_lora import ReasonerLora
 
-__all__ = ["EARLY_STOP_FROM", "STATE_FILE", "DistillConfig", "DistillResult", "Point", "Progress", "distill"]
-
 log = logging.getLogger(__name__)
 
 EARLY_STOP_FROM = 4
-STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistillResult:
     """``delta``: relative to the base weights, whatever training began with; scores of what it began with and of the
-    result, on held-out examples and on replay; ``unreadable``: task and reason of each example whose image is gone."""
+    result, on held-out examples and on replay; ``unreadable``: task and reason of each example whose image is gone. The
+    curve's ``held_out`` is a loss."""
 
     delta: dict[str, Tensor]
     before: AnswerScores
@@ -81,8 +78,8 @@ def distill(
         raise RsvpError("there is no example to learn from")
     run = _Run(base, current, examples, config, folder, tell, replay)
     before, replay_before = run.score(run.begun, run.held), run.score(run.begun, run.scored)
-    run.train()
-    delta = run.finish()
+    run.fit.run(run.backward, run.held_out_loss, tell)
+    delta = run.lora.delta()
     made = base.reasoner(delta, "new")
     return DistillResult(
         delta=delta,
@@ -90,30 +87,16 @@ def distill(
         after=run.score(made, run.held),
         replay_before=replay_before,
         replay_after=run.score(made, run.scored),
-        curve=tuple(Point(*point) for point in run.state.curve),
-        steps=run.state.step,
-        seconds=run.state.seconds,
+        curve=run.fit.curve,
+        steps=run.fit.state.step,
+        seconds=run.fit.state.seconds,
         trained_on=len(run.trained),
         unreadable=run.unreadable,
     )
 
 
-@dataclass(slots=True)
-class _State:
-    """All that a resume needs besides the tensors. ``micro``: examples that are computed at a time."""
-
-    micro: int
-    step: int = 0
-    worse: int = 0
-    best_loss: float = float("inf")
-    best: dict[str, Tensor] | None = None
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    curve: list[tuple[int, float, float]] = field(default_factory=list)
-
-
 class _Run:
-    """One distillation: the model with its adapters, the optimiser, the examples and the state."""
+    """One distillation: the model with its adapters, the examples, and the fit."""
 
     def __init__(
         self,
@@ -125,22 +108,30 @@ class _Run:
         tell: Tell,
         replay: bool,
     ) -> None:
-        self.config, self.folder, self.tell = config, folder, tell
+        self.config, self.tell = config, tell
         self.begun = base.reasoner(current, "begun")
         self.prompts = PromptStore(folder / "pictures", base.marks, self.begun.canvas_px, self.begun.max_side_px)
         readable, self.unreadable = self._readable(examples)
         self.trained, self.held = split(readable, config.held_out_share)
-        self.steps = config.steps_for(len(self.trained))
         self.replayed, self.scored = self._replay(base) if replay else ([], [])
         self.batches = AnswerBatches(self.begun, self.prompts, base.edges)
         self.model = shared_copy(base.loaded.model)
         self.lora = ReasonerLora(self.model, config.lora_rank, config.lora_mlp, current, config.seed)
-        self.optimizer = torch.optim.AdamW(self.lora.parameters.values(), 0.0, betas=(0.9, 0.98), weight_decay=0.0)
-        self.width = int(self.model.config.get_text_config(decoder=True).hidden_size)
-        self.state = _State(config.batch)
         keys = [one.key for one in (*self.trained, *self.held, *self.replayed)]
         form = (base.version, self.begun.version, _digest(current), asdict(config), str(self.model.device), keys)
-        self.fingerprint = hashlib.blake2b(repr(form).encode()).hexdigest()
+        fingerprint = hashlib.blake2b(repr(form).encode()).hexdigest()
+        self.fit = Fit(self.lora.parameters, self._pace(), operator.lt, config.batch, folder, fingerprint)
+
+    def _pace(self) -> Pace:
+        config, steps = self.config, self.config.steps_for(len(self.trained))
+        width = int(self.model.config.get_text_config(decoder=True).hidden_size)
+        return Pace(
+            steps,
+            config.evaluate_every,
+            config.checkpoint_every,
+            config.patience if len(self.held) >= EARLY_STOP_FROM else None,
+            partial(config.rate, steps=steps, width=width),
+        )
 
     def _readable(self, examples: Sequence[Example]) -> tuple[list[Example], tuple[tuple[int, str], ...]]:
         """The examples whose image can be had, marked; and of the others task and reason."""
@@ -168,35 +159,6 @@ class _Run:
         count = Counting(self.tell, "answers", len(examples))
         return score_answers(reasoner, examples, self.prompts, self.config.answer_batch, count)
 
-    def train(self) -> None:
-        """All steps from the last checkpoint on, or until the held-out examples say that it is enough."""
-        self._resume()
-        state, config = self.state, self.config
-        first, started, loss, spent = state.step, time.monotonic(), float("nan"), state.seconds
-        while state.step < self.steps and state.worse < config.patience:
-            loss = self._update(state.step)
-            state.losses.append(loss)
-            state.step += 1
-            if state.step % config.evaluate_every == 0 or state.step == self.steps:
-                self._evaluate()
-            elapsed = time.monotonic() - started
-            state.seconds = spent + elapsed
-            if state.step % config.checkpoint_every == 0 or state.step == self.steps:
-                self._checkpoint()
-            held_out = state.curve[-1][2] if state.curve else float("nan")
-            eta_s = elapsed / (state.step - first) * (self.steps - state.step)
-            self.tell(Progress(state.step, self.steps, eta_s, loss=loss, held_out=held_out))
-
-    def _update(self, step: int) -> float:
-        """One step of the optimiser; a batch that does not fit into memory is split, and all later ones with it."""
-        examples = self._batch(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(step, self.steps, self.width)
-        loss = self._fitting(partial(self._loss, examples, learn=True))
-        nn.utils.clip_grad_norm_(self.lora.parameters.values(), 1.0)
-        self.optimizer.step()
-        return loss
-
     def _batch(self, step: int) -> list[Example]:
         """Examples and replay, as the seed and ``step`` alone decide."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step])
@@ -206,26 +168,19 @@ class _Run:
         kept = rng.integers(max(1, len(self.replayed)), size=replayed)
         return [*(self.trained[n] for n in own), *(self.replayed[n] for n in kept)]
 
-    def _fitting(self, compute: Callable[[], float]) -> float:
-        """What ``compute`` gives, with fewer examples at a time where memory does not suffice."""
-        while True:
-            try:
-                return compute()
-            except torch.OutOfMemoryError:
-                if self.state.micro == 1:
-                    raise
-                self.state.micro = (self.state.micro + 1) // 2
-                log.warning("out of memory: going on with %d examples at a time", self.state.micro)
-                if self.model.device.type == "cuda":
-                    torch.cuda.empty_cache()
+    def backward(self, step: int) -> float:
+        """See `Fit.run`."""
+        return self._loss(self._batch(step), learn=True)
+
+    def held_out_loss(self) -> float:
+        return self._loss(self.held, learn=False) if self.held else NAN
 
     def _loss(self, examples: Sequence[Example], learn: bool) -> float:
-        """Mean loss per taught token, ``state.micro`` examples at a time; with its gradients where it is to ``learn``.
+        """Mean loss per taught token, ``micro`` examples at a time; with its gradients where it is to ``learn``.
 
         Gradients are of the mean over micro-batches weighted by their examples: how they are split changes little.
         """
-        self.optimizer.zero_grad()
-        total, tokens, micro = 0.0, 0, self.state.micro
+        total, tokens, micro = 0.0, 0, self.fit.state.micro
         for start in range(0, len(examples), micro):
             some = examples[start : start + micro]
             batch = self.batches.batch(some)
@@ -235,56 +190,6 @@ class _Run:
                     (loss * (len(some) / len(examples) / batch.taught)).backward()  # type: ignore[no-untyped-call]
             total, tokens = total + loss.item(), tokens + batch.taught
         return total / tokens
-
-    def _evaluate(self) -> None:
-        state = self.state
-        loss = self._fitting(partial(self._loss, self.held, learn=False)) if self.held else float("nan")
-        state.curve.append((state.step, float(np.mean(state.losses)), loss))
-        state.losses = []
-        if len(self.held) < EARLY_STOP_FROM:
-            return
-        if loss < state.best_loss:
-            state.best_loss, state.worse = loss, 0
-            state.best = {name: tensor.detach().clone() for name, tensor in self.lora.parameters.items()}
-        else:
-            state.worse += 1
-
-    def finish(self) -> dict[str, Tensor]:
-        """The delta of the best state."""
-        if self.state.best is not None:
-            self._set(self.state.best)
-        return self.lora.delta()
-
-    @torch.no_grad()
-    def _set(self, values: dict[str, Tensor]) -> None:
-        for name, tensor in self.lora.parameters.items():
-            tensor.copy_(values[name])
-
-    def _checkpoint(self) -> None:
-        """Written aside and renamed: a kill leaves the old one or the new one."""
-        state: dict[str, Any] = {name: getattr(self.state, name) for name in _State.__slots__}
-        state |= {"fingerprint": self.fingerprint, "optimizer": self.optimizer.state_dict()}
-        state |= {"parameters": {name: tensor.detach() for name, tensor in self.lora.parameters.items()}}
-        data = io.BytesIO()
-        torch.save(state, data)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            durable.replace(self.folder / STATE_FILE, data.getvalue())
-        except OSError as error:
-            raise RsvpError(f"the checkpoint {self.folder / STATE_FILE} cannot be written: {error}") from error
-
-    def _resume(self) -> None:
-        path = self.folder / STATE_FILE
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.model.device, weights_only=True)
-        if state.pop("fingerprint") != self.fingerprint:
-            log.info("the checkpoint %s is of other data or settings: starting anew", path)
-            return
-        self._set(state.pop("parameters"))
-        self.optimizer.load_state_dict(state.pop("optimizer"))
-        self.state = _State(**state)
-        log.info("resumed at step %d of %d", self.state.step, self.steps)
 
 
 def _digest(delta: Delta | None) -> str:

@@ -1,4 +1,4 @@
-"""What a fine-tuning is told, what it tells on the way, and which corrections it keeps aside."""
+"""What a fine-tuning is told, and which corrections it keeps aside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from rsvp_backend.vlsm.views import ViewName
 
@@ -62,30 +62,6 @@ class FinetuneConfig:
         to 0."""
         highest = self.learning_rate or _RATE_AT_WIDTH_128 * min(1.0, 128 / width)
         return highest * min(1.0, (step + 1) / max(1, self.warmup_steps)) * (steps - step) / steps
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One evaluation on the way: ``loss`` is the mean since the last one, ``iou`` that of held-out corrections."""
-
-    step: int
-    loss: float
-    iou: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Told after every step of the stage: images that are read, then steps of training.
-
-    ``loss`` and ``iou`` are the last ones measured, nan before; ``eta_s``: seconds to the last step.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    iou: float
-    eta_s: float
-    stage: Literal["images", "training"] = "training"
 
 
 class OfTask(Protocol):

@@ -14,7 +14,6 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from rsvp_backend.errors import RsvpError
 from rsvp_backend.training import durable, pretrain_state
 from rsvp_backend.training.adapters import Adapters, apply_delta
 from rsvp_backend.training.features import FeatureStore
-from rsvp_backend.training.finetune_config import Progress
+from rsvp_backend.training.fitting import Progress, Tell
 from rsvp_backend.training.losses import segmentation_loss
 from rsvp_backend.training.pretrain_batches import Ahead, Batch, Batches
 from rsvp_backend.training.pretrain_config import PretrainConfig, PretrainReport
@@ -56,16 +55,16 @@ def pretrain(
     config: PretrainConfig,
     out: Path,
     name: str = "pretrained",
-    progress: Callable[[Progress], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> PretrainReport:
     """Train ``init``, whose model is changed, and write the checkpoint ``out/model``, called ``name``.
 
     ``out`` also holds the state that a further call with the same arguments goes on from, TensorBoard's ``logs`` and
-    ``report.json``. ``progress`` is told every ``log_every`` steps, in the first process only. Raises `RsvpError`.
+    ``report.json``. ``tell`` hears every ``log_every`` steps, in the first process only. Raises `RsvpError`.
     """
     run = _Run(init, data, config, out)
     try:
-        run.train(progress)
+        run.train(tell)
         return run.finish(name)
     finally:
         run.close()
@@ -145,7 +144,7 @@ class _Run:
             raise DataError("the processes read different data or weights: the same files are expected on every host")
         return fingerprint
 
-    def train(self, progress: Callable[[Progress], None]) -> None:
+    def train(self, tell: Tell) -> None:
         """All steps from the last checkpoint on."""
         config, at = self.config, self.at
         first, spent, started = at.step, at.seconds, time.monotonic()
@@ -165,7 +164,7 @@ class _Run:
                 if self.main and (at.step % config.log_every == 0 or last):
                     self._log({"train/loss": loss, "train/rate": config.rate_at(at.step - 1)})
                     eta_s = elapsed_s / (at.step - first) * (config.steps - at.step)
-                    progress(Progress(at.step, config.steps, loss, self._giou(), eta_s))
+                    tell(Progress(at.step, config.steps, eta_s, loss=loss, held_out=self._giou()))
 
     def _make(self, number: int) -> Batch:
         """The batch ``number`` of this process, counted from the run's first step. SAM's image encoder runs here."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from rsvp_backend.training.following import Following
 from rsvp_backend.training.gate import Calibration
 from rsvp_backend.training.registry import Registry
-from rsvp_backend.training.versions import VersionError
 from rsvp_backend.types import Prompt, Segmentation
 from rsvp_backend.vlsm import weights
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter, choose_device, choose_dtype
@@ -30,7 +30,7 @@ class VersionedSegmenter(VlsmSegmenter):
         self,
         loaded: weights.Weights,
         base: VlsmSegmenter,
-        source: CurrentVersion,
+        source: Following[VersionedSegmenter],
         calibration: Calibration | None = None,
     ) -> None:
         super().__init__(loaded, base.device, base.dtype, replace(base.options, compile=False))
@@ -47,48 +47,6 @@ class VersionedSegmenter(VlsmSegmenter):
         return [replace(one, predicted_iou=self.calibration.apply(one.predicted_iou)) for one in found]
 
 
-class CurrentVersion:
-    """The current version of ``registry`` as a segmenter, made anew whenever another one is promoted.
-
-    ``loaded`` are the base weights that ``base`` holds. One thread at a time.
-    """
-
-    def __init__(self, registry: Registry, loaded: weights.Weights, base: VlsmSegmenter) -> None:
-        self.registry = registry
-        self._loaded = loaded
-        self._base = base
-        self._stamp = registry.stamp()
-
-    def first(self) -> VersionedSegmenter:
-        """The current version; the base weights, and one line in the log, where it cannot be used."""
-        try:
-            return self._segmenter()
-        except VersionError as error:
-            log.error("%s. The base weights %s are served", error, self._loaded.version)
-            return VersionedSegmenter(self._loaded, self._base, self)
-
-    def changed(self) -> VersionedSegmenter | None:
-        """The segmenter of a version that became current since the last call, else None.
-
-        Raises `VersionError` where it cannot be used; asked again, it is not tried again before the next promotion.
-        """
-        stamp = self.registry.stamp()
-        if stamp == self._stamp:
-            return None
-        self._stamp = stamp
-        if stamp is None:
-            raise VersionError(f"{self.registry.folder} (RSVP_VERSIONS) names no current version any more")
-        return self._segmenter()
-
-    def _segmenter(self) -> VersionedSegmenter:
-        current = self.registry.current()
-        if current is None:
-            return VersionedSegmenter(self._loaded, self._base, self)
-        loaded, table = self.registry.load(self._loaded, current), self.registry.get(current).record.calibration
-        calibration = None if table is None else Calibration.from_dict(dict(table))
-        return VersionedSegmenter(loaded, self._base, self, calibration)
-
-
 def load(
     folder: Path, source: str | Path, device: str = "auto", dtype: str = "auto", options: SegmenterOptions | None = None
 ) -> VersionedSegmenter:
@@ -96,10 +54,14 @@ def load(
     loaded, chosen = weights.load(source), choose_device(device)
     base = VlsmSegmenter(loaded, chosen, choose_dtype(dtype, chosen), options)
     registry = Registry(folder)
-    try:
-        registry.clean()
-    except VersionError as error:
-        log.warning("%s", error)  # who only reads needs no more than that
-    segmenter = CurrentVersion(registry, loaded, base).first()
+
+    def make(source: Following[VersionedSegmenter], version: str | None) -> VersionedSegmenter:
+        if version is None:
+            return VersionedSegmenter(loaded, base, source)
+        tuned, table = registry.load(loaded, version), registry.get(version).record.calibration
+        calibration = None if table is None else Calibration.from_dict(dict(table))
+        return VersionedSegmenter(tuned, base, source, calibration)
+
+    segmenter = Following(registry, loaded.version, make).first()
     log.info("segmenter %s on %s in %s, over the base weights %s", segmenter.version, chosen, base.dtype, base.version)
     return segmenter
