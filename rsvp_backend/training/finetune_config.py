@@ -27,13 +27,13 @@ class FinetuneConfig:
     """
 
     steps: int | None = None
-    batch: int = 16
+    batch: int = 24
     learning_rate: float | None = None
     warmup_steps: int = 10
     lora_rank: int = 8
-    replay_share: float = 0.75
+    replay_share: float = 5 / 6
     replay_crops: int = 1200
-    replay_scored: int = 384
+    replay_scored: int = 768
     replay_loss: float = 0.005
     held_out_share: float = 0.2
     variants: int = 7
