@@ -19,6 +19,10 @@ _SHOWN_CHARS = 300
 _BY_SCORE = "tasks:predictions_score"
 
 
+class TaskGoneError(LabelStudioError):
+    """There is no such task (any more)."""
+
+
 class LabelStudioClient:
     """Calls Label Studio at ``base_url`` with a token of either kind (see `TokenAuth`). A context manager.
 
@@ -134,6 +138,32 @@ class LabelStudioClient:
             if len(tasks) < page_size or seen >= answer["total"]:
                 return
             page += 1
+
+    def task(self, project: int, task: int, timeout_s: float = 60.0) -> JSON:
+        """One task of the project with its predictions, its data as imported. Raises `TaskGoneError`.
+
+        Unlike ``GET /api/tasks/<id>``, this lets Label Studio ask no backend for predictions.
+        """
+        found = self._tasks_after(project, task - 1, [("id", "less", task + 1)], 1, timeout_s)
+        if not found:
+            raise TaskGoneError(f"project {project} has no task {task}: it was deleted, or the token may not see it")
+        return found[0]
+
+    def predictions(self, task: int) -> list[JSON]:
+        """All predictions of a task, of whatever version."""
+        path, params = "/api/predictions/", {"task": task}
+        response = self._request("GET", path, params=params)
+        answer = _json(response)
+        if not response.is_success or not isinstance(answer, list):
+            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
+        return answer
+
+    def delete_prediction(self, prediction: int) -> None:
+        """One that is gone already is no error."""
+        path = f"/api/predictions/{prediction}/"
+        response = self._request("DELETE", path)
+        if not response.is_success and response.status_code != 404:
+            raise LabelStudioError(f"DELETE {path} answered {response.status_code}: {_complaint(response)}")
 
     def annotated_tasks(self, project: int, page_size: int = 25, timeout_s: float = 120.0) -> Iterator[JSON]:
         """The tasks with annotations, skipped ones too, with all they hold; by id, those with submitted ones first.
