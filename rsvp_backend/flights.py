@@ -34,6 +34,16 @@ class Flights(Generic[Value]):
         self._flying: dict[Hashable, Future[Value]] = {}
         self._kept: OrderedDict[Hashable, tuple[Value, int, float]] = OrderedDict()
         self._kept_bytes = 0
+        self._counts = {"computed": 0, "shared": 0, "kept": 0}
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept_bytes
+
+    def counts(self) -> dict[str, int]:
+        """How `get` came by its values so far: computed, shared with an equal one under way, kept."""
+        with self._lock:
+            return dict(self._counts)
 
     def get(self, key: Hashable, compute: Callable[[], Value], deadline: Deadline | None) -> Value:
         """The value of ``key``: kept, awaited from another thread, or computed here.
@@ -43,8 +53,10 @@ class Flights(Generic[Value]):
         with self._lock:
             kept = self._find(key)
             if kept is not None:
+                self._counts["kept"] += 1
                 return kept[0]
             flying = self._flying.get(key)
+            self._counts["computed" if flying is None else "shared"] += 1
             if flying is None:
                 own = self._flying[key] = Future()
         if flying is None:

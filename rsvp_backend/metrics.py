@@ -53,6 +53,13 @@ class Metrics:
             buckets=STAGE_BUCKETS_S,
             registry=self._registry,
         )
+        self._waits = Histogram(
+            "rsvp_wait_seconds",
+            "From a task's request until the models begin with it, its image's fetching included.",
+            ["class"],
+            buckets=STAGE_BUCKETS_S,
+            registry=self._registry,
+        )
         for reason in (FOUND, *EmptyReason):
             self._outcomes.labels(reason)
 
@@ -61,6 +68,14 @@ class Metrics:
         self._outcomes.labels(outcome.reason or FOUND).inc()
         for stage, seconds in outcome.trace.timings_s.items():
             self._stages.labels(stage).observe(seconds)
+
+    def waited(self, kind: str, seconds: float) -> None:
+        """Note how long a task of class ``kind`` waited for the models."""
+        self._waits.labels(kind).observe(seconds)
+
+    def show(self, collector: Collector) -> None:
+        """Show what ``collector`` reads at each scrape."""
+        self._registry.register(collector)
 
     def watch(self, reasoner: object) -> None:
         """Show the counters of ``reasoner`` and of those it wraps, as far as they count; once per `Metrics`."""

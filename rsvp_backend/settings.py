@@ -200,6 +200,21 @@ class Settings(BaseSettings):
     predict_timeout_s: Seconds = Field(
         90.0, description="time for one `/predict`, seconds; keep it below Label Studio's (100)"
     )
+    max_requests: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="`/predict` requests that are answered or wait at a time, and as many interactive ones; further "
+        "ones get 503 with `Retry-After`",
+    )
+    backlog: Path | None = Field(
+        None,
+        description="folder for the tasks that did not fit into a `/predict` and are answered later; none: beside "
+        "`RSVP_VERSIONS`, else `~/.local/state/rsvp-backend`",
+    )
+    backlog_tasks: int = Field(
+        100_000, ge=0, le=10_000_000, description="tasks that it holds at most; 0: nothing is answered later"
+    )
     basic_auth_user: str | None = Field(None, description="user name that Label Studio must send (basic auth)")
     basic_auth_password: SecretStr | None = Field(None, description="password that goes with it")
     traces: Path | None = Field(
@@ -241,7 +256,7 @@ class Settings(BaseSettings):
             check_folder(value.expanduser())
         return value.expanduser() if value is not None else None
 
-    @field_validator("versions", "reasoner_versions")
+    @field_validator("versions", "reasoner_versions", "backlog")
     @classmethod
     def _folder(cls, value: Path | None) -> Path | None:
         if value is not None and value.expanduser().exists() and not value.expanduser().is_dir():

@@ -72,8 +72,11 @@ class TraceLog:
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, outcome: Outcome, **about: Any) -> str:
-        """Store the outcome's record with ``about`` (task, model version...) and give its id."""
+    def add(self, outcome: Outcome, on_disk: bool = True, **about: Any) -> str:
+        """Store the outcome's record with ``about`` (task, model version...) and give its id.
+
+        Without ``on_disk`` it is kept in memory only.
+        """
         now = datetime.now(UTC)
         trace_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         record = {"id": trace_id, "time": now.isoformat(timespec="milliseconds"), **about, **trace_record(outcome)}
@@ -81,7 +84,7 @@ class TraceLog:
             self._records[trace_id] = record
             while len(self._records) > MAX_IN_MEMORY:
                 self._records.popitem(last=False)
-        if self._folder is not None:
+        if on_disk and self._folder is not None:
             self._write(self._folder, trace_id, record, outcome.trace.visual_prompt)
         return trace_id
 

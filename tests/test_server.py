@@ -264,7 +264,7 @@ def test_what_does_not_fit_into_the_time_is_empty_with_the_reason(images: Server
         opener.join()
         assert [result["result"] for result in results] == [[], []]
         assert {trace["reason"] for trace in client.get("/traces").json()["traces"]} == {"deadline"}
-        assert [query.instruction for query in reasoner.asked] == ["the cup"]
+        assert len(reasoner.asked) == 1  # the other one waits for the models in vain
 
 
 def test_health_answers_while_a_prediction_runs(client: TestClient, images: Server, reasoner: FakeReasoner) -> None:

@@ -78,6 +78,8 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_REASONING", "long", "'full' or 'short'"),
         ("RSVP_REASONER_IMAGE_PX", "100", "greater than or equal to 256"),
         ("RSVP_REASONER_CONCURRENCY", "0", "greater than or equal to 1"),
+        ("RSVP_MAX_REQUESTS", "0", "greater than or equal to 1"),
+        ("RSVP_BACKLOG_TASKS", "-1", "greater than or equal to 0"),
         ("RSVP_REASONER_PRICE_IN", "-1", "greater than or equal to 0"),
         ("RSVP_REASONER_PRICE_OUT", "nan", "finite number"),
         ("RSVP_REASONER_BUDGET_PER_HOUR", "0", "greater than 0"),

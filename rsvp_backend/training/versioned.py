@@ -36,6 +36,7 @@ class VersionedSegmenter(VlsmSegmenter):
         super().__init__(loaded, base.device, base.dtype, replace(base.options, compile=False))
         self.options = base.options
         self._kept, self._lock, self._embed_pixels = base._kept, base._lock, base._embed_pixels
+        self.lookups = base.lookups
         self.source = source
         self.calibration = calibration
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class VlsmSegmenter:
         self._max_batch = self.options.max_batch or (1 if device.type == "cpu" else 8)
         self._lock = threading.Lock()
         self._kept: LRUCache[bytes, Tensor] = LRUCache(self.options.cache_bytes, getsizeof=lambda kept: kept.nbytes)
+        self.lookups: Counter[str] = Counter(kept=0, computed=0)
+        """How image embeddings were come by."""
         self.device = device
         self.dtype = dtype
         self._embed_pixels: Callable[[Tensor], Tensor] = self._model.embed_image
@@ -90,6 +93,11 @@ class VlsmSegmenter:
     def version(self) -> str:
         """Name and digest of the weights, like ``demo-ab12cd34``, and the view where it is not the paper's."""
         return self._version if self.options.view == "crop" else f"{self._version}-{self.options.view}"
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the image embeddings that are kept."""
+        return int(self._kept.currsize)
 
     @torch.inference_mode()
     def segment(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Segmentation]:
@@ -129,6 +137,7 @@ class VlsmSegmenter:
         with self._on_device(len(pixels)):
             found = {key: self._kept[key] for key in keys if key in self._kept}
             new = {key: picture for key, picture in zip(keys, pixels, strict=True) if key not in found}
+            self.lookups.update(kept=len(keys) - len(new), computed=len(new))
             if new:
                 size = self._model.config.sam.image_size
                 batch = torch.stack([sam_normalised(picture.to(self.device), size) for picture in new.values()])
