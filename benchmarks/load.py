@@ -210,8 +210,8 @@ def _client(base: str, url: str, known: list[Known], number: int, until_s: float
                 return
             kind = chance.random()
             asked = chance.sample(known, chance.randint(2, 5) if kind < BATCH_SHARE else 1)
-            fresh = f"{number}-{turn}" if chance.random() < NEW_SHARE else ""
             clicked = asked[0].point_pct if kind > 1 - CLICK_SHARE else None
+            fresh = f"{number}-{turn}" if clicked is None and chance.random() < NEW_SHARE else ""
             answer = http.post("/predict", json=_body([_task(one, url, fresh) for one in asked], clicked))
             _judge(answer, asked, clicked is not None, told)
 
