@@ -43,9 +43,9 @@ def read_refer(root: Path, name: str, split_by: str | None = None) -> Dataset:
     """
     by, instances_file = split_by or SPLIT_BY[name], root / name / "instances.json"
     left_out: Counter[str] = Counter()
-    refs = _refs(_refs_file(root / name, by), left_out)
+    refs = _refs(refs_file(root / name, by), left_out)
     instances = read_json(instances_file)
-    pictures = Pictures(rows(instances, "images", instances_file), _images(root), left_out)
+    pictures = Pictures(rows(instances, "images", instances_file), images_folder(root), left_out)
     masks = _masks(refs, by_id(rows(instances, "annotations", instances_file)), pictures, left_out)
     on_image: dict[Ident, dict[Ident, CocoMask]] = {}
     for ref in refs:
@@ -64,7 +64,8 @@ def read_refer(root: Path, name: str, split_by: str | None = None) -> Dataset:
     return found
 
 
-def _refs_file(folder: Path, by: str) -> Path:
+def refs_file(folder: Path, by: str) -> Path:
+    """The ``refs(...).p`` of a data set's own ``folder``. Raises `DataError`."""
     path = folder / f"refs({by}).p"
     if not path.is_file():
         there = sorted(file.name for file in folder.glob("refs(*).p")) if folder.is_dir() else []
@@ -76,7 +77,8 @@ def _refs_file(folder: Path, by: str) -> Path:
     return path
 
 
-def _images(root: Path) -> Path:
+def images_folder(root: Path) -> Path:
+    """Where COCO's train2014 is below ``root``. Raises `DataError`."""
     for name in IMAGE_FOLDERS:
         if (root / name).is_dir():
             return root / name
