@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsvp_backend.training.gate import Calibration, calibrate, decide, expected_error, gain_interval
+from rsvp_backend.training.gate import Calibration, calibrate, decide, gain_interval
+from rsvp_backend.training.reliability import expected_error
 from rsvp_backend.training.scoring import Scores
 
 IOUS = st.lists(st.floats(0, 1), min_size=1, max_size=40)

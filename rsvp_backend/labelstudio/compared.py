@@ -79,7 +79,8 @@ class Annotated:
         self.task, self.annotation, self.source, self.image = int(task["id"]), annotation, source, image
         predictions = predictions_of(task, source.config)
         self.kept = regions_of(annotation.get("result"), source.config)
-        self.shown = started_from(annotation, self.kept, predictions).regions
+        self.begun_with = started_from(annotation, self.kept, predictions)
+        self.shown = self.begun_with.regions
         self.predicted = {key: region for one in predictions.values() for key, region in one.regions.items()}
         ours = {region.size_px for region in self.predicted.values() if region.record and region.size_px}
         self.stated_px: set[tuple[int, int] | None] = {*ours} or {region.size_px for region in self.kept.values()}
@@ -157,7 +158,7 @@ def corrections_of(annotated: Annotated, reading: Reading) -> Iterator[Correctio
     unread: set[str | None] = set()
     for region in map(annotated.with_record, annotated.kept.values()):
         try:
-            if (mask := _checked_mask(annotated, region)) is None:
+            if (mask := checked_mask(annotated, region)) is None:
                 gone[region.id] = annotated.predicted.get(region.id, region)
             else:
                 found.append(_correction(annotated, _named(annotated, region, mask, gone), mask))
@@ -174,7 +175,7 @@ def corrections_of(annotated: Annotated, reading: Reading) -> Iterator[Correctio
             reading.leave_out(left_out.reason, annotated.task, detail=left_out.detail)
 
 
-def _checked_mask(annotated: Annotated, region: Region) -> BoolMask | None:
+def checked_mask(annotated: Annotated, region: Region) -> BoolMask | None:
     """None where a prediction's mask was erased."""
     if region.control in annotated.source.prompts:
         raise LeftOutError(Reason.PROMPT)

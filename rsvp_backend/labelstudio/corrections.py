@@ -43,7 +43,7 @@ def read_corrections(
     project) and `LabelConfigError`.
     """
     xml = str(client.project(project_id).get("label_config") or "")
-    source = Source(parse_label_config(xml), _prompt_controls(xml), fetcher, padding, max_pixels, include_imported)
+    source = Source(parse_label_config(xml), prompt_controls(xml), fetcher, padding, max_pixels, include_imported)
     counted = reading if reading is not None else Reading()
     for task in client.annotated_tasks(project_id, page_size):
         counted.tasks += 1
@@ -55,7 +55,7 @@ def read_corrections(
 
 def _of_task(task: JSON, source: Source, reading: Reading) -> Iterator[Correction]:
     identity = int(task["id"])
-    chosen = _chosen(listed(task.get("annotations")), identity, source.include_imported, reading)
+    chosen = chosen_of(listed(task.get("annotations")), identity, source.include_imported, reading)
     data = task.get("data")
     uri = data.get(source.config.image_field) if isinstance(data, Mapping) else None
     if not isinstance(uri, str) or not uri:
@@ -66,7 +66,7 @@ def _of_task(task: JSON, source: Source, reading: Reading) -> Iterator[Correctio
         yield from corrections_of(Annotated(task, annotation, source, image), reading)
 
 
-def _chosen(annotations: Sequence[JSON], task: int, include_imported: bool, reading: Reading) -> list[JSON]:
+def chosen_of(annotations: Sequence[JSON], task: int, include_imported: bool, reading: Reading) -> list[JSON]:
     """The annotations that count, by the rules at the head of this module."""
     submitted = [one for one in annotations if not one.get("was_cancelled")]
     # Predictions that were made annotations in bulk look imported, but they are nobody's work.
@@ -84,7 +84,7 @@ def _chosen(annotations: Sequence[JSON], task: int, include_imported: bool, read
     return last
 
 
-def _prompt_controls(xml: str) -> frozenset[str]:
+def prompt_controls(xml: str) -> frozenset[str]:
     """Names of the tags that are only drawn with to ask the model: what is left of them is no annotation."""
     tags = ET.fromstring(xml).iter()
     return frozenset(tag.get("name", "") for tag in tags if tag.get("smartOnly", "").strip().lower() == "true")
