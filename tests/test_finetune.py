@@ -145,9 +145,12 @@ def test_a_killed_run_goes_on_to_the_same_result(
     assert after.curve == whole.curve
     images = [progress.step for progress in seen if progress.stage == "images"]
     assert images == [*range(1, 21)] * 2
-    assert [p.step for p in seen if p.stage == "training"] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
-    assert seen[-1].eta_s == 0 < seen[-2].eta_s
-    assert seen[-1].loss > 0
+    trained = [progress for progress in seen if progress.stage == "training"]
+    assert [progress.step for progress in trained] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert trained[-1].eta_s == 0 < trained[-2].eta_s
+    assert trained[-1].loss > 0
+    stages = [progress.stage for progress in seen]
+    assert list(dict.fromkeys(stages)) == ["images", "replay", "training", "comparing"]
 
 
 def test_a_checkpoint_of_other_corrections_or_settings_is_not_resumed(
@@ -301,13 +304,13 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, float]) -> N
 
 def test_wider_models_learn_in_smaller_steps() -> None:
     config = FinetuneConfig(warmup_steps=2, steps=10)
-    assert config.rate(0, 10, 128) == pytest.approx(5e-4)
+    assert config.rate(0, 10, 128) == pytest.approx(3e-4)
     assert config.rate(5, 10, 1024) == pytest.approx(config.rate(5, 10, 128) / 8)
     assert config.rate(9, 10, 128) < config.rate(5, 10, 128)
 
 
 def test_more_corrections_are_seen_in_more_steps() -> None:
-    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 100, 10_000)] == [300, 300, 600, 1500]
+    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 100, 10_000)] == [400, 400, 600, 1500]
     assert FinetuneConfig(steps=7).steps_for(50) == 7
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsvp_backend.training.fitting import Counting, Tell
 from rsvp_backend.training.samples import Correction
 from rsvp_backend.training.scoring import FeatureVlsm
 
@@ -28,7 +29,7 @@ class Anchor:
 
 @torch.no_grad()
 def make_anchors(
-    vlsm: FeatureVlsm, corrections: Sequence[Correction], old: Sequence[Correction], seed: int
+    vlsm: FeatureVlsm, corrections: Sequence[Correction], old: Sequence[Correction], seed: int, tell: Tell
 ) -> list[Anchor]:
     """The model's answers for earlier data ``old``, and for its texts in the crops of half as many ``corrections``."""
     rng = np.random.default_rng([seed, len(old)])
@@ -36,13 +37,15 @@ def make_anchors(
     if old:
         crops = rng.integers(len(corrections), size=len(old) // 2)
         asked += [(corrections[n], old[int(rng.integers(len(old)))].text) for n in crops]
-    found = []
+    found: list[Anchor] = []
+    count = Counting(tell, "replay", len(asked))
     for start in range(0, len(asked), vlsm.batch):
         some = asked[start : start + vlsm.batch]
         features = [vlsm.store.features(correction) for correction, _ in some]
         logits, predicted = vlsm.decode(features, [text for _, text in some])
         answers = zip(some, logits.sigmoid().half(), predicted, strict=True)
         found += [Anchor(*pair, mask, iou) for pair, mask, iou in answers]
+        count(len(found))
     return found
 
 

@@ -71,15 +71,16 @@ def finetune(
     """Fine-tune a copy of ``base``, which stays as it is.
 
     ``folder`` holds the checkpoint that a further call with the same arguments goes on from; the caller deletes it when
-    the result is safe. ``tell`` may raise to stop the run. Raises `RsvpError` without corrections to train on.
+    the result is safe. ``tell`` hears of the stages ``images``, ``replay``, ``training`` and ``comparing``, and may raise
+    to stop the run. Raises `RsvpError` without corrections to train on.
     """
     if not corrections:
         raise RsvpError("there is no correction to learn from: submit annotations first")
     run = _Run(base, corrections, replay, config, folder, tell)
     held, scored = run.held, replay.scoring(config.replay_scored)
-    before, replay_before = run.vlsm.score(held), run.vlsm.score(scored)
+    before, replay_before = run.vlsm.score(held), run.vlsm.score(scored, Counting(tell, "replay", len(scored)))
     run.fit.run(run.backward, lambda: run.vlsm.score(held).mean, tell)
-    delta, replay_after = run.finish(scored, replay_before)
+    delta, replay_after = run.finish(scored, replay_before, tell)
     after = run.vlsm.score(held)
     run.vlsm.store.trim()
     return FinetuneResult(
@@ -117,7 +118,7 @@ class _Run:
         readable, self.unreadable = self._readable(corrections, tell)
         self.trained, self.held = split(readable, config.held_out_share)
         old = replay.training(config.replay_crops) if config.replay_share else ()
-        self.anchors = make_anchors(self.vlsm, self.trained, old, config.seed)
+        self.anchors = make_anchors(self.vlsm, self.trained, old, config.seed, tell)
         texts = {correction.text for correction in self.trained} | {anchor.text for anchor in self.anchors}
         words = {number for text in texts for number in base.tokenizer.encode(text)}
         self.adapters = Adapters(model, config.lora_rank, sorted(words), config.seed)
@@ -192,7 +193,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
         return total
 
-    def finish(self, scored: Sequence[Correction], before: Scores) -> tuple[dict[str, Tensor], Scores]:
+    def finish(self, scored: Sequence[Correction], before: Scores, tell: Tell) -> tuple[dict[str, Tensor], Scores]:
         """The delta, shortened as far as ``scored``, replay, asks for, and its scores on that.
 
         The model is then the base with the delta, exactly as it will be served.
@@ -202,7 +203,7 @@ class _Run:
         for share in _SHARES:
             delta = shortened(self.base_state, whole, share)
             self._put(expand_delta(self.base_state, delta))
-            after = self.vlsm.score(scored)
+            after = self.vlsm.score(scored, Counting(tell, "comparing", len(scored)))
             if not scored or before.mean - after.mean <= self.config.replay_loss:
                 break
         log.info("%.0f %% of the way from the base weights are kept", 100 * share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +56,8 @@ class FeatureVlsm:
         return self.model.visual_model.encode_points([], [], [(float(x), float(y)) for x, y in corners])
 
     @torch.no_grad()
-    def score(self, corrections: Sequence[Correction]) -> Scores:
-        """Scores of the model as it stands, in the corrections' own crops."""
+    def score(self, corrections: Sequence[Correction], count: Callable[[int], None] = lambda _: None) -> Scores:
+        """Scores of the model as it stands, in the corrections' own crops; ``count`` hears how many are done."""
         ious: list[float] = []
         predicted: list[float] = []
         for start in range(0, len(corrections), self.batch):
@@ -66,6 +66,7 @@ class FeatureVlsm:
             logits, scores = self.decode(features, [correction.text for correction in some])
             ious += [_iou(mask, f) for mask, f in zip(logits.cpu(), features, strict=True)]
             predicted += scores.clamp(0, 1).tolist()
+            count(len(ious))
         tasks, empty = [c.task for c in corrections], [not c.mask.any() for c in corrections]
         return Scores(tuple(ious), tuple(predicted), tuple(tasks), tuple(empty))
 
