@@ -71,7 +71,7 @@ def finetune(
     """Fine-tune a copy of ``base``, which stays as it is.
 
     ``folder`` holds the checkpoint that a further call with the same arguments goes on from; the caller deletes it when
-    the result is safe. ``tell`` hears of the stages ``images``, ``replay``, ``training`` and ``comparing``, and may raise
+    the result is safe. ``tell`` hears of the stages images, replay, training and comparing; it may raise
     to stop the run. Raises `RsvpError` without corrections to train on.
     """
     if not corrections:
