@@ -118,8 +118,8 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000
 
 
 def ratio_interval(
-    numerators: Sequence[float] | npt.NDArray[np.float64],
-    denominators: Sequence[float] | npt.NDArray[np.float64],
+    numerators: npt.ArrayLike,
+    denominators: npt.ArrayLike,
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -154,8 +154,8 @@ def grouped_interval(
 ) -> tuple[float, float]:
     """`ratio_interval` where whole groups are drawn: instructions on one image are alike."""
     _, group = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    above, below = (np.bincount(group, np.asarray(values, dtype=np.float64)) for values in (numerators, denominators))
-    return ratio_interval(above.astype(np.float64), below.astype(np.float64), seed=seed)
+    above, below = (np.bincount(group, np.asarray(values)) for values in (numerators, denominators))
+    return ratio_interval(above, below, seed=seed)
 
 
 def _area(box: BoxXyxy) -> float:
