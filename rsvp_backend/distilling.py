@@ -5,6 +5,7 @@ current one, promoted where it is better. The counterpart of `learning`, which d
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -181,7 +182,8 @@ def _train(
     def told(progress: Progress) -> None:
         text = f"{progress.eta_s:.0f} s left"
         if progress.stage == "training":
-            text = f"loss {progress.loss:.3f}, held-out loss {progress.held_out:.3f}, {text}"
+            measured = "" if math.isnan(progress.held_out) else f"held-out loss {progress.held_out:.3f}, "
+            text = f"loss {progress.loss:.3f}, {measured}{text}"
         tell(Told(progress.stage, text, progress.step, progress.steps))
 
     return distill(base, delta, examples, config, _run_folder(work), told, replay=settings.replay == "scenes")

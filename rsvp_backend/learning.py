@@ -8,6 +8,7 @@ nothing, and the next one goes on from its last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -134,7 +135,8 @@ def _train(plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfi
     def told(progress: Progress) -> None:
         text = f"{progress.eta_s:.0f} s left"
         if progress.stage == "training":
-            text = f"loss {progress.loss:.3f}, held-out IoU {progress.held_out:.3f}, {text}"
+            measured = "" if math.isnan(progress.held_out) else f"held-out IoU {progress.held_out:.3f}, "
+            text = f"loss {progress.loss:.3f}, {measured}{text}"
         tell(Told(progress.stage, text, progress.step, progress.steps))
 
     return finetune(start, corrections, _replay(plan.settings), config, _checkpoints(plan.work, plan.project), told)
