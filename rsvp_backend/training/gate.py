@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 
 from rsvp_backend.evaluation.metrics import ratio_interval
+from rsvp_backend.training.reliability import Bin, reliability
 from rsvp_backend.training.scoring import Scores
 
 _FEWEST_TO_FIT = 10
@@ -73,8 +73,8 @@ def gain_interval(before: Scores, after: Scores, confidence: float = 0.95, seed:
     """Bootstrap interval of the mean paired gain in IoU; whole tasks are drawn, as regions of one are alike."""
     gains = np.asarray(after.ious) - np.asarray(before.ious)
     _, task = np.unique(before.tasks, return_inverse=True)
-    sums, counts = np.bincount(task, gains), np.bincount(task)
-    return ratio_interval(sums, counts.astype(np.float64), confidence=confidence, seed=seed, draws=4000)
+    sums, counts = np.bincount(task, gains), np.bincount(task).astype(np.float64)
+    return ratio_interval(sums, counts, confidence=confidence, seed=seed, draws=4000)
 
 
 def _loss(
@@ -83,17 +83,6 @@ def _loss(
     pairs = zip(before.ious, after.ious, which, strict=True)
     lost = float(np.mean([old - new for old, new, wanted in pairs if wanted]))
     return lost <= largest, f"{where}: {lost:.3f} of mean {name} lost, at most {largest} is allowed"
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Corrections whose predicted IoU lies in ``[low, high)``: how many, and what they predict and reach on average."""
-
-    low: float
-    high: float
-    count: int
-    predicted: float
-    reached: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +117,7 @@ def calibrate(scores: Scores, bins: int = 5) -> Calibration:
     Below ten corrections there are no knots: a curve through so few points would be noise.
     """
     predicted, reached = np.clip(scores.predicted, 0, 1), np.asarray(scores.ious, dtype=np.float64)
-    table = _table(predicted, reached, bins)
+    table = reliability(predicted, reached, bins)
     if len(reached) < _FEWEST_TO_FIT:
         return Calibration((), table)
     order = np.argsort(predicted, kind="stable")
@@ -137,18 +126,3 @@ def calibrate(scores: Scores, bins: int = 5) -> Calibration:
     for level in np.unique(y):  # a level of the step function is one knot, in its middle
         knots.append((float(x[y == level].mean()), float(np.clip(level, 0, 1))))
     return Calibration(tuple(knots), table)
-
-
-def expected_error(table: Sequence[Bin]) -> float:
-    """Expected calibration error: mean distance of predicted and reached, weighted by count; nan for no bins."""
-    total = sum(b.count for b in table)
-    return sum(b.count * abs(b.predicted - b.reached) for b in table) / total if total else float("nan")
-
-
-def _table(predicted: npt.NDArray[np.float64], reached: npt.NDArray[np.float64], bins: int) -> tuple[Bin, ...]:
-    place = np.minimum((predicted * bins).astype(int), bins - 1)
-    return tuple(
-        Bin(n / bins, (n + 1) / bins, int(own.sum()), float(predicted[own].mean()), float(reached[own].mean()))
-        for n in range(bins)
-        if (own := place == n).any()
-    )
