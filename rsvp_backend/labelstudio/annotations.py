@@ -95,7 +95,7 @@ def count_areas(results: object) -> int:
 def latest(annotations: Iterable[JSON]) -> list[JSON]:
     """The last submitted one of each person, in the order of their ids; without a known person each counts."""
     by_person: dict[object, JSON] = {}
-    for annotation in sorted(annotations, key=lambda one: (_when(one, "updated_at"), _number(one))):
+    for annotation in sorted(annotations, key=lambda one: (when(one, "updated_at"), _number(one))):
         person = annotator(annotation)
         by_person[("unknown", _number(annotation)) if person is None else person] = annotation
     return sorted(by_person.values(), key=_number)
@@ -124,7 +124,7 @@ def started_from(annotation: JSON, kept: Mapping[str, Region], predictions: Mapp
     parent = annotation.get("parent_prediction")
     if isinstance(parent, int) and parent in predictions:
         return predictions[parent]
-    begun = _when(annotation, "created_at")
+    begun = when(annotation, "created_at")
     ours = [one for one in predictions.values() if one.ours and one.created_at <= begun]
     shown = [one for one in ours if not kept or not kept.keys().isdisjoint(one.regions)]
     return max(shown, key=lambda one: (one.created_at, one.id), default=Prediction(0, _NEVER, {}))
@@ -133,7 +133,7 @@ def started_from(annotation: JSON, kept: Mapping[str, Region], predictions: Mapp
 def predictions_of(task: JSON, config: LabelConfig) -> dict[int, Prediction]:
     """All predictions of a task by id."""
     return {
-        _number(raw): Prediction(_number(raw), _when(raw, "created_at"), regions_of(raw.get("result"), config))
+        _number(raw): Prediction(_number(raw), when(raw, "created_at"), regions_of(raw.get("result"), config))
         for raw in listed(task.get("predictions"))
     }
 
@@ -194,7 +194,7 @@ def _number(item: JSON) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _when(item: JSON, name: str) -> datetime:
+def when(item: JSON, name: str) -> datetime:
     """A time of the API (ISO 8601); the beginning of time where there is none."""
     try:
         found = datetime.fromisoformat(str(item.get(name)))

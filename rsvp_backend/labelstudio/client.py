@@ -49,6 +49,10 @@ class LabelStudioClient:
         """The token's user; the cheapest call that checks address and token."""
         return self._object("GET", "/api/current-user/whoami")
 
+    def users(self) -> list[JSON]:
+        """The people of the token's organization: ``id``, ``first_name``, ``last_name``, ``email``, and more."""
+        return self._list("/api/users/")
+
     def create_project(self, title: str, label_config: str, **fields: Any) -> JSON:
         return self._object("POST", "/api/projects/", json={"title": title, "label_config": label_config, **fields})
 
@@ -93,12 +97,7 @@ class LabelStudioClient:
 
     def ml_backends(self, project: int, timeout_s: float = 60.0) -> list[JSON]:
         """The project's backends. Label Studio asks each for /health and /setup meanwhile, and notes its version."""
-        path, params = "/api/ml", {"project": project}
-        response = self._request("GET", path, params=params, timeout=timeout_s)
-        answer = _json(response)
-        if not response.is_success or not isinstance(answer, list):
-            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
-        return answer
+        return self._list("/api/ml", timeout=timeout_s, params={"project": project})
 
     def update_ml_backend(self, backend: int, project: int, url: str, title: str, timeout_s: float = 60.0) -> JSON:
         """Move a connected backend to another address or title; the project's model version follows the title."""
@@ -151,12 +150,7 @@ class LabelStudioClient:
 
     def predictions(self, task: int) -> list[JSON]:
         """All predictions of a task, of whatever version."""
-        path, params = "/api/predictions/", {"task": task}
-        response = self._request("GET", path, params=params)
-        answer = _json(response)
-        if not response.is_success or not isinstance(answer, list):
-            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
-        return answer
+        return self._list("/api/predictions/", params={"task": task})
 
     def delete_prediction(self, prediction: int) -> None:
         """One that is gone already is no error."""
@@ -222,6 +216,13 @@ class LabelStudioClient:
 
     def _object(self, method: str, path: str, **options: Any) -> JSON:
         return _json_object(self._request(method, path, **options))
+
+    def _list(self, path: str, **options: Any) -> list[JSON]:
+        response = self._request("GET", path, **options)
+        answer = _json(response)
+        if not response.is_success or not isinstance(answer, list):
+            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
+        return answer
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

@@ -77,11 +77,11 @@ class Annotated:
 
     def __init__(self, task: JSON, annotation: JSON, source: Source, image: TaskImage) -> None:
         self.task, self.annotation, self.source, self.image = int(task["id"]), annotation, source, image
-        predictions = predictions_of(task, source.config)
+        self.predictions = predictions_of(task, source.config)
         self.kept = regions_of(annotation.get("result"), source.config)
-        self.begun_with = started_from(annotation, self.kept, predictions)
+        self.begun_with = started_from(annotation, self.kept, self.predictions)
         self.shown = self.begun_with.regions
-        self.predicted = {key: region for one in predictions.values() for key, region in one.regions.items()}
+        self.predicted = {key: region for one in self.predictions.values() for key, region in one.regions.items()}
         ours = {region.size_px for region in self.predicted.values() if region.record and region.size_px}
         self.stated_px: set[tuple[int, int] | None] = {*ours} or {region.size_px for region in self.kept.values()}
         # The backend's own masks have the size of the upright image, and the browser's as well.
