@@ -74,6 +74,7 @@ class Engine:
     def stop(self) -> None:
         """Follow no update any more; what is loaded goes on answering."""
         self._stopped.set()
+        gc.unfreeze()
 
     @property
     def state(self) -> State:

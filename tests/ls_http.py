@@ -59,7 +59,7 @@ def serving() -> Iterator[Server]:
             except OSError:
                 pass  # the client hung up, as some tests expect of it
 
-        do_GET = do_POST = do_PATCH = _answer  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the tests' output clean."""

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsvp_backend.answers import RETRY_SUFFIX
-from rsvp_backend.labelstudio.client import LabelStudioClient, TaskGoneError
-
-__all__ = ["TaskGoneError", "push"]
+from rsvp_backend.labelstudio.client import LabelStudioClient
 
 
 def push(client: LabelStudioClient, task_id: int, item: Mapping[str, Any], version: str) -> bool:
     """Store ``item`` (as `answers.answer` makes it) unless the task holds a prediction of ``version``; whether it did.
 
-    After that the empty predictions that stood for "not answered yet" are deleted. Raises `TaskGoneError` where there
-    is no such task (any more), and `LabelStudioError`.
+    After that the empty predictions that stood for "not answered yet" are deleted. Raises `LabelStudioError`.
     """
     held = client.predictions(task_id)
     store = all(one.get("model_version") != version for one in held)

@@ -25,8 +25,8 @@ from rsvp_backend.types import Deadline
 
 log = logging.getLogger(__name__)
 
-SAVED_S = 150.0
-"""Until Label Studio has surely saved what it was answered."""
+SAVED_S = 40.0
+"""Until Label Studio has most likely saved what it was answered; what it saves later is found double and deleted."""
 LONGEST_RETRY_S = 60
 
 

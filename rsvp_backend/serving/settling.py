@@ -17,8 +17,9 @@ from typing import Any
 from rsvp_backend.answers import RETRY_SUFFIX, summary
 from rsvp_backend.engine import Engine, State
 from rsvp_backend.errors import LabelStudioError, RsvpError
-from rsvp_backend.labelstudio.client import LabelStudioClient
-from rsvp_backend.labelstudio.pushing import TaskGoneError, push
+from rsvp_backend.jobs.job import one_line
+from rsvp_backend.labelstudio.client import LabelStudioClient, TaskGoneError
+from rsvp_backend.labelstudio.pushing import push
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.serving.answering import Answered, Asked, Batch
 from rsvp_backend.serving.backlog import Backlog, BacklogError, Entry, Standing
@@ -125,7 +126,7 @@ class Settler:
             except _StoppedError:
                 return
             except (LabelStudioError, BacklogError) as error:  # not the task's fault
-                self.trouble = str(error)
+                self.trouble = one_line(str(error))
                 wait_s = AWAY_S[min(away, len(AWAY_S) - 1)]
                 log.warning("the backlog waits %.0f s: %s", wait_s, error)
                 away += 1
@@ -164,7 +165,9 @@ class Settler:
             return self._again(entry, summary(answered.outcome), answered.outcome.reason in _HOPELESS)
         if self._asked(entry.key):
             return  # a request came meanwhile: it gets the same answer
-        self.pushed += push(client, entry.task, answered.item(asked, rsvp.version), rsvp.version)
+        stored = push(client, entry.task, answered.item(asked, rsvp.version), rsvp.version)
+        with self._lock:
+            self.pushed += stored
         log.info("task %d: answered later, %s", entry.task, summary(answered.outcome))
         now = time.time()
         self.backlog.later(entry, Standing.STORED, min([*_looks(entry, now), now + LOOKS_S[0]]))
@@ -203,6 +206,7 @@ class Settler:
             self.backlog.remove(entry)
 
     def _again(self, entry: Entry, why: str, hopeless: bool = False) -> None:
+        why = one_line(why)
         if hopeless or entry.tries >= len(RETRIES_S):
             log.warning("task %d of project %d is given up: %s (see /backlog)", entry.task, entry.project, why)
             return self.backlog.fail(entry, why)
