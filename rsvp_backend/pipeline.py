@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 
 from PIL import Image
 
@@ -15,7 +17,7 @@ from rsvp_backend import masks
 from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError, SegmenterError
 from rsvp_backend.grid import visual_prompt
 from rsvp_backend.phrases import taken_as_name
-from rsvp_backend.targets import choose_targets, distinct
+from rsvp_backend.targets import Target, choose_targets, distinct
 from rsvp_backend.timing import timed
 from rsvp_backend.types import (
     Answer,
@@ -54,6 +56,23 @@ class PipelineConfig:
             raise ValueError(f"padding is {self.padding}: 0.0 to 2.0 (share of the box's size) is expected")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What stage 1 came to: where in ``image`` (RGB) to look for which ``targets``, the crops in ``trace``."""
+
+    image: Image.Image
+    targets: tuple[Target, ...]
+    trace: Trace
+
+    def prompts(self) -> list[Prompt]:
+        """What to segment, one per target."""
+        pairs = zip(self.targets, self.trace.crops, strict=True)
+        return [Prompt(crop, target.proposal.object) for target, crop in pairs]
+
+    def trace_with(self, timings_s: dict[str, float]) -> Trace:
+        return replace(self.trace, timings_s={**self.trace.timings_s, **timings_s})
+
+
 class RSVP:
     """Both stages together. Stateless besides its two models; safe to call from several threads."""
 
@@ -73,6 +92,13 @@ class RSVP:
         self, image: Image.Image, instruction: str, labels: tuple[str, ...] = (), deadline: Deadline | None = None
     ) -> Outcome:
         """Segment what ``instruction`` asks for in ``image`` (upright, any mode); masks have the image's size."""
+        look = self.look(image, instruction, labels, deadline)
+        return look if isinstance(look, Outcome) else self.cut([look])[0]
+
+    def look(
+        self, image: Image.Image, instruction: str, labels: tuple[str, ...] = (), deadline: Deadline | None = None
+    ) -> Look | Outcome:
+        """Stage 1: where to look for what, or the outcome where that is all."""
         image = image.convert("RGB")
         trace = Trace(instruction=instruction)
         if not instruction.strip():
@@ -98,22 +124,38 @@ class RSVP:
             trace = replace(trace, crops=crops, zooms=tuple(closer.steps))
             if deadline is not None and deadline.expired:
                 raise DeadlineError("the time of this request was over after the reasoner's answer")
-            with timed(timings, "segment"):
-                prompts = [Prompt(crop, target.proposal.object) for target, crop in zip(targets, crops, strict=True)]
-                found = self.segmenter.segment([image] * len(prompts), prompts)
-            with timed(timings, "paste"):
-                cut = zip(targets, crops, found, strict=True)
-                made = [self.instance(target.proposal, crop, one, image) for target, crop, one in cut]
-                instances, notes = distinct([instance for instance in made if instance is not None])
         except AnswerError as error:
             return Outcome.empty(EmptyReason.INVALID_ANSWER, str(error), replace(trace, raw_texts=error.raw_texts))
         except DeadlineError as error:
             return Outcome.empty(EmptyReason.DEADLINE, str(error), trace)
         except ReasonerError as error:
             return Outcome.empty(EmptyReason.REASONER_FAILED, str(error), trace)
+        return Look(image, targets, trace)
+
+    def cut(self, looks: Sequence[Look]) -> list[Outcome]:
+        """Stage 2 for several tasks at once, an outcome each; what fails for all together is tried one by one."""
+        images = [look.image for look in looks for _ in look.targets]
+        prompts = [prompt for look in looks for prompt in look.prompts()]
+        timings = dict[str, float]()
+        try:
+            with timed(timings, "segment"):
+                found = self.segmenter.segment(images, prompts)
         except SegmenterError as error:
-            return Outcome.empty(EmptyReason.SEGMENTER_FAILED, str(error), trace)
-        missing = [target.proposal.object for target, one in zip(targets, made, strict=True) if one is None]
+            if len(looks) > 1:
+                return [outcome for look in looks for outcome in self.cut([look])]
+            trace = looks[0].trace_with(timings)
+            return [Outcome.empty(EmptyReason.SEGMENTER_FAILED, str(error), trace)]
+        share, rest = {"segment": timings["segment"] / max(1, len(looks))}, iter(found)
+        return [self._paste(look, list(islice(rest, len(look.targets))), share) for look in looks]
+
+    def _paste(self, look: Look, found: Sequence[Segmentation], timings: dict[str, float]) -> Outcome:
+        timings = dict(timings)
+        with timed(timings, "paste"):
+            cut = zip(look.targets, look.trace.crops, found, strict=True)
+            made = [self.instance(target.proposal, crop, one, look.image) for target, crop, one in cut]
+            instances, notes = distinct([instance for instance in made if instance is not None])
+        trace = look.trace_with(timings)
+        missing = [target.proposal.object for target, one in zip(look.targets, made, strict=True) if one is None]
         detail = f"the segmenter found no pixel of: {', '.join(missing)}"
         if not instances:
             return Outcome.empty(EmptyReason.EMPTY_MASK, detail, trace)
