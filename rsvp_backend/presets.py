@@ -41,17 +41,21 @@ def build(settings: Settings) -> RSVP:
     """Load both models. Raises `WeightsError` and `SettingsError`, and imports torch: this takes seconds to minutes."""
     preset = PRESETS[settings.preset]
     reasoner, marks = _reasoner(settings.reasoner or preset.reasoner, settings)
-    segmenter = _segmenter(settings)
-    config = PipelineConfig(
+    segmenter = segmenter_of(settings)
+    rsvp = RSVP(reasoner, segmenter, pipeline_config(settings, marks))
+    log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
+    return rsvp
+
+
+def pipeline_config(settings: Settings, marks: Marks) -> PipelineConfig:
+    """What the settings say of the pipeline besides its models; ``marks``: those that the reasoner reads."""
+    return PipelineConfig(
         marks=marks,
         padding=settings.padding,
         cleanup=Cleanup(settings.mask_min_area_px, settings.mask_components),
         zoom=Zoom(settings.zoom),
         text_only=settings.text_only == "noun-phrases",
     )
-    rsvp = RSVP(reasoner, segmenter, config)
-    log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
-    return rsvp
 
 
 def updated(rsvp: RSVP) -> RSVP | None:
@@ -210,7 +214,8 @@ def _cached(reasoner: Reasoner, settings: Settings) -> Reasoner:
     return CachedReasoner(reasoner, AnswerStore(folder, settings.answer_cache_bytes) if folder else None)
 
 
-def _segmenter(settings: Settings) -> Segmenter:
+def segmenter_of(settings: Settings) -> Segmenter:
+    """The segmenter alone, loaded."""
     spec = settings.vlsm or PRESETS[settings.preset].vlsm
     if spec.startswith("sam3:"):
         from rsvp_backend.vlsm.sam3 import Sam3Segmenter
