@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
-from rsvp_backend import __version__, cli_distill, cli_finetune, cli_pretrain, cli_rank, cli_versions
+from rsvp_backend import __version__, cli_distill, cli_evaluate, cli_finetune, cli_pretrain, cli_rank, cli_versions
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
 if TYPE_CHECKING:
     from rsvp_backend.types import Outcome
 
-DEFAULT_SEEDS = "10000000:10000300"
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -84,21 +82,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    settings = _settings(args, preset=args.preset)
-    seeds = _seeds(args.seeds)
-    from rsvp_backend import presets
-    from rsvp_backend.evaluation.scenes import evaluate as evaluate_scenes
-
-    rsvp = presets.build(settings)
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task(f"scenes, {args.level}", total=len(seeds))
-        figures = evaluate_scenes(rsvp, args.level, seeds, lambda: progress.advance(bar))
-    if args.json:
-        _print_json(figures)
-    else:
-        for name, value in figures.items():
-            out.print(f"{name:24} {value}", markup=False)
-    return 0
+    return cli_evaluate.run(args, _settings(args, preset=args.preset), out, err)
 
 
 def train_demo(args: argparse.Namespace) -> int:
@@ -238,13 +222,8 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=predict)
-    command = commands.add_parser("evaluate", parents=[preset], help="scores on procedural scenes with exact truth")
-    command.add_argument("dataset", choices=["scenes"], help="what to evaluate on")
-    command.add_argument(
-        "--level", choices=["easy", "crowded", "full", "small"], default="easy", help="how hard (default: easy)"
-    )
-    command.add_argument("--seeds", default=DEFAULT_SEEDS, metavar="A:B", help=f"scenes A to B-1 ({DEFAULT_SEEDS})")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command = commands.add_parser("evaluate", help="scores on public data sets and on procedural scenes")
+    cli_evaluate.add_options(command, preset)
     command.set_defaults(run=evaluate)
     command = commands.add_parser("train-demo", help="train the demo preset's models from procedural scenes")
     command.add_argument("part", nargs="?", choices=["both", "reasoner", "vlsm"], default="both")
@@ -287,17 +266,6 @@ def _write_prediction(folder: Path, image: Image.Image, outcome: Outcome, record
         (folder / "trace.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RsvpError(f"{folder} cannot be written: {error.strerror} (--out)") from None
-
-
-def _seeds(text: str) -> range:
-    first, colon, end = text.partition(":")
-    try:
-        seeds = range(int(first), int(end))
-    except ValueError:
-        seeds = range(0)
-    if not colon or not seeds:
-        raise SettingsError(f"--seeds is {text!r}: A:B with A below B is expected, such as {DEFAULT_SEEDS}")
-    return seeds
 
 
 def _print_json(value: Any) -> None:

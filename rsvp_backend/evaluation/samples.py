@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -97,8 +97,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSet:
-    """Samples of one split. ``measure``: what they are scored by; ``whole``: how many the split holds, before a limit;
-    ``sets``: the parts with outlines of single instances (see `instances.InstanceTruth`), by name."""
+    """Samples of one split. ``measure``: what they are scored by; ``whole``: how many samples the split has, 0 for as
+    many as are here; ``sets``: the parts with outlines of single instances, by name, where the measure is
+    ``instances`` (see `average_precision.InstanceTruth`)."""
 
     name: str
     split: str
@@ -134,16 +135,19 @@ class Problems:
         return iter(self.lines)
 
 
-def limited(samples: Sequence[Sample], limit: int | None, seed: int, whole_images: bool = False) -> tuple[Sample, ...]:
-    """``limit`` of ``samples`` by chance, the same for the same ``seed``, in their order.
+def limited(data: EvaluationSet, limit: int | None, seed: int) -> EvaluationSet:
+    """``limit`` samples of ``data`` by chance, the same for the same ``seed``, in their order.
 
-    The first ones of a larger limit are those of a smaller. ``whole_images``: ``limit`` images with all their samples.
+    Those of a larger limit hold those of a smaller. Where single instances are scored, ``limit`` counts images, with
+    all that is asked of them: an AP is of whole images.
     """
     if limit is None:
-        return tuple(samples)
-    units = list(dict.fromkeys(sample.image_id if whole_images else sample.id for sample in samples))
+        return data
+    keys = [sample.image_id if data.measure == "instances" else sample.id for sample in data.samples]
+    units = list(dict.fromkeys(keys))
     chosen = {units[n] for n in np.random.default_rng(seed).permutation(len(units))[:limit]}
-    return tuple(s for s in samples if (s.image_id if whole_images else s.id) in chosen)
+    samples = tuple(sample for key, sample in zip(keys, data.samples, strict=True) if key in chosen)
+    return replace(data, samples=samples, whole=len(data.samples))
 
 
 def read_object(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> dict[str, Any]:

@@ -31,6 +31,7 @@ MISSED_RECALL = 0.25
 
 Wrong = Literal["", "stage1", "stage2", "both"]
 Signature = Literal["", "false_localization", "incomplete_regions", "suboptimal_mask", "empty_output"]
+WRONG: tuple[Wrong, ...] = ("stage1", "stage2", "both")
 SIGNATURES: tuple[Signature, ...] = ("false_localization", "incomplete_regions", "suboptimal_mask", "empty_output")
 
 _NOT_FOUND: dict[EmptyReason | None, str] = {
@@ -122,10 +123,10 @@ def _signature(stages: Stages, recall: float, found: bool) -> Signature:
 def _why(
     stages: Stages, signature: Signature, found: bool, reason: EmptyReason | None, recall: float, alone: float
 ) -> str:
-    if not found:
+    if stages.object_right is False:
+        first = "stage 1 named another object" + ("" if found else ", of which stage 2 found no pixel in the crop")
+    elif not found:
         first = _NOT_FOUND.get(reason, "nothing was found")
-    elif stages.object_right is False:
-        first = "stage 1 named another object"
     elif signature == "suboptimal_mask":
         first = f"the crop holds {recall:.0%} of the object and is {stages.crop_share or 0:.0%} of the image"
     else:
