@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from rich.console import Console
 
-from rsvp_backend import __version__, cli_distill, cli_evaluate, cli_finetune, cli_pretrain, cli_rank, cli_versions
+from rsvp_backend import (
+    __version__,
+    cli_distill,
+    cli_evaluate,
+    cli_experiment,
+    cli_finetune,
+    cli_pretrain,
+    cli_rank,
+    cli_versions,
+)  # fmt: skip
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -83,6 +92,10 @@ def predict(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     return cli_evaluate.run(args, _settings(args, preset=args.preset), out, err)
+
+
+def experiment(args: argparse.Namespace) -> int:
+    return cli_experiment.run(args, _settings(args, preset=args.preset), out, err)
 
 
 def train_demo(args: argparse.Namespace) -> int:
@@ -225,6 +238,9 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command = commands.add_parser("evaluate", help="scores on public data sets and on procedural scenes")
     cli_evaluate.add_options(command, preset)
     command.set_defaults(run=evaluate)
+    command = commands.add_parser("experiment", parents=[preset], help="the paper's experiments: table and plot of one")
+    cli_experiment.add_options(command)
+    command.set_defaults(run=experiment)
     command = commands.add_parser("train-demo", help="train the demo preset's models from procedural scenes")
     command.add_argument("part", nargs="?", choices=["both", "reasoner", "vlsm"], default="both")
     command.add_argument("--minutes", type=float, default=60.0, help="wall time, one core per model (default: 60)")

@@ -13,7 +13,7 @@ import rsvp_backend
 
 ROOT = Path(rsvp_backend.__file__).parent
 CORE = {"types", "errors", "grid", "masks", "pipeline", "refinement", "timing", "flights", "targets", "zoom", "phrases"}
-MODELS = {"reasoner", "vlsm", "training", "evaluation", "scenes"}
+MODELS = {"reasoner", "vlsm", "training", "evaluation", "experiments", "scenes"}
 OUTSIDE_OF_CORE = {
     "fastapi", "starlette", "uvicorn", "httpx", "httpx2", "httpcore", "requests", "openai", "label_studio_sdk",
     "pydantic", "pydantic_settings", "dotenv", "os", "torch", "transformers", "rich",
