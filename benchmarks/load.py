@@ -69,11 +69,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--clients", type=int, default=64, help="at a time (default: 64)")
     parser.add_argument("--seconds", type=float, default=120.0, help="how long (default: 120)")
+    parser.add_argument("--warm-up", type=float, default=45.0, help="seconds before, until the caches are full (45)")
     parser.add_argument("--scenes", type=int, default=40, help="different images (default: 40)")
     args = parser.parse_args()
     pictures, known = questions(args.scenes)
     with pictures_served(pictures) as url, server(url, args.clients) as (base, pid):
-        figures = load(base, pid, url, known, args.clients, args.seconds)
+        figures = load(base, pid, url, known, args.clients, (args.warm_up, args.seconds))
         figures["refused_past_bound"] = burst(base, url, known, args.clients)
     sys.stdout.write(json.dumps(figures) + "\n" if args.json else "".join(f"{k:22} {v}\n" for k, v in figures.items()))
 
@@ -146,19 +147,21 @@ def server(pictures_url: str, limit: int) -> Iterator[tuple[str, int]]:
         process.wait(30)
 
 
-def load(base: str, pid: int, url: str, known: list[Known], clients: int, seconds: float) -> dict[str, Any]:
-    """All clients for ``seconds``; the drift is that of resident memory after the first quarter."""
+def load(
+    base: str, pid: int, url: str, known: list[Known], clients: int, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """All clients for the warm-up and the time after it; requests, answers and memory count from its end on."""
     spawn = multiprocessing.get_context("spawn")
     stop, found = spawn.Event(), spawn.Queue()
     watcher = spawn.Process(target=_watch, args=(base, stop, found))
     watcher.start()
     told: Counter[str] = Counter()
-    until_s = time.monotonic() + seconds
+    until_s = time.monotonic() + sum(seconds)
     threads = [threading.Thread(target=_client, args=(base, url, known, n, until_s, told)) for n in range(clients)]
     for thread in threads:
         thread.start()
-    time.sleep(seconds / 4)
-    early_mib, early_requests = _resident_mib(pid), told["requests"]
+    time.sleep(seconds[0])
+    early_mib, early = _resident_mib(pid), Counter(told)
     for thread in threads:
         thread.join()
     drift_mib = _resident_mib(pid) - early_mib
@@ -172,14 +175,13 @@ def load(base: str, pid: int, url: str, known: list[Known], clients: int, second
         "health_max_ms": round(1000 * max(waits["health"]), 1),
         "rss_drift_mb": round(drift_mib, 1),
         "rss_mb": round(early_mib + drift_mib, 1),
-        "requests": told["requests"],
-        "requests_after_first_quarter": told["requests"] - early_requests,
-        "tasks": told["tasks"],
-        "clicks": told["clicks"],
+        "requests": told["requests"] - early["requests"],
+        "tasks": told["tasks"] - early["tasks"],
+        "clicks": told["clicks"] - early["clicks"],
         "refused": told["refused"],
         "health_asked": len(waits["health"]),
         "clients": clients,
-        "seconds": seconds,
+        "seconds": seconds[1],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import sqlite3
@@ -274,17 +275,33 @@ def test_label_studio_away_costs_no_task_its_tries(studio: LabelStudio, tmp_path
         assert client.get("/backlog").json()["detail"] is None
 
 
-def test_a_connection_that_is_cut_loses_nothing(studio: LabelStudio, tmp_path: Path) -> None:
-    """Label Studio saves nothing of such a request: what was answered already is pushed as well."""
+@pytest.mark.parametrize("end", ["cut", "stopped"])
+def test_a_request_that_nobody_receives_loses_nothing(studio: LabelStudio, tmp_path: Path, end: str) -> None:
+    """Label Studio saves nothing of it: what was answered already is pushed as well."""
+    reasoner = FakeReasoner()
+    backlog, crew = Backlog(tmp_path / "backlog.db"), Crew()
+    engine = Engine(lambda: fake_rsvp(reasoner), ImageFetcher(studio.server.url))
+    taken = desk.Desk(engine, crew, desk.Later(backlog), limit=4)
 
     async def gone() -> bool:
-        return True
+        return end == "cut"
 
-    backlog, crew = Backlog(tmp_path / "backlog.db"), Crew()
-    taken = desk.Desk(Engine(fake_rsvp, ImageFetcher(studio.server.url)), crew, desk.Later(backlog), limit=4)
-    asyncio.run(taken.answer(Batch(asked(studio)["tasks"], CONFIG, "7.1"), Deadline.after(20), gone))
+    async def ask() -> None:
+        batch = Batch(asked(studio)["tasks"], CONFIG, "7.1")
+        answering = asyncio.ensure_future(taken.answer(batch, Deadline.after(20), gone))
+        if end == "stopped":
+            reasoner.gate.clear()
+            while not reasoner.asked:
+                await asyncio.sleep(0.01)
+            answering.cancel()
+        await answering
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(ask())
+    reasoner.gate.set()
     crew.close()
     assert [entry.key for entry in backlog.listed(Standing.WAITING)] == [(7, number) for number in range(1, 13)]
+    assert not taken.is_asked((7, 1))
 
 
 # --- the file ----------------------------------------------------------------------------------------------------

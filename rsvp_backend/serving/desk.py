@@ -81,6 +81,10 @@ class Desk:
             self._crew.add(request.party)
             try:
                 cut = await request.wait(gone)
+            except asyncio.CancelledError:
+                if batch.context is None:
+                    log.warning("the server stops in the middle of a /predict%s", self._hand_over(batch, set(), True))
+                raise
             finally:
                 self._crew.withdraw(request.party)
             return await run_in_threadpool(self._reply, request, cut)
