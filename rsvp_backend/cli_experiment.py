@@ -98,7 +98,7 @@ def _options(args: argparse.Namespace, folder: Path, err: Console) -> Options:
 
     return Options(
         args.reasoners, args.repeats, _temperatures(args.temperatures), checkpoints, args.steps,
-        args.train_on or f"scenes:{_level(args)}", folder, tell,
+        args.train_on or f"scenes:{_level(args)}", folder, args.data is None, tell,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ GRIDS = (5, 9, 13)
 PADDINGS = (0.0, 0.2, 0.4)
 LONGEST_PX = (320, 160)
 TEMPERATURES = (0.0, 0.5, 1.0)
+WORDINGS = 3
 NO_STEPS = Path(__file__).parent / "experiments" / "prompts"
 WITH_ORACLES = "oracle,oracle:0.5,{configured}"
 REASONERS = {
@@ -36,7 +37,8 @@ LEVELS = {"zoom": "small"}
 @dataclass(frozen=True, slots=True)
 class Options:
     """What else the command line says. ``checkpoints``: weights, as RSVP_VLSM, in place of trained connectors;
-    ``steps``, ``train_on``: of those that are trained, and ``folder`` where they go."""
+    ``steps``, ``train_on``: of those that are trained, and ``folder`` where they go; ``scenes``: they are asked about,
+    whose instructions have other wordings."""
 
     reasoners: str | None = None
     repeats: int = 5
@@ -45,6 +47,7 @@ class Options:
     steps: int = 300
     train_on: str = "scenes:easy"
     folder: Path = Path("out/experiments")
+    scenes: bool = True
     tell: Tell = field(default=lambda _: None)
 
 
@@ -162,13 +165,16 @@ def _temperature(models: Models, named: Sequence[Named], options: Options) -> Pl
 def _robustness(models: Models, named: Sequence[Named], options: Options) -> Plan:
     from rsvp_backend.experiments.changes import AS_IT_IS, TRANSFORMS
     from rsvp_backend.experiments.variants import Plan
+    from rsvp_backend.experiments.wordings import reworded
 
-    variants = [
-        replace(_variant(models, who, change.name, _config(models, who)), change=change)
-        for who in named
-        for change in (AS_IT_IS, *TRANSFORMS)
-    ]
-    return Plan("robustness", "picture", AS_IT_IS.name, tuple(variants))
+    variants = []
+    for who in named:
+        config = _config(models, who)
+        variants += [replace(_variant(models, who, c.name, config), change=c) for c in (AS_IT_IS, *TRANSFORMS)]
+        if who.model and options.scenes:  # an oracle does not read instructions
+            words = {f"wording-{n + 1}": partial(reworded, number=n) for n in range(WORDINGS)}
+            variants += [replace(_variant(models, who, name, config), reword=of) for name, of in words.items()]
+    return Plan("robustness", "changed", AS_IT_IS.name, tuple(variants))
 
 
 _PLANS: dict[str, Callable[[Models, Sequence[Named], Options], Plan]] = {

@@ -29,6 +29,7 @@ from rsvp_backend.experiments.report import COLUMNS, to_csv, to_dict, to_markdow
 from rsvp_backend.experiments.store import FILE, Store
 from rsvp_backend.experiments.sweep import run
 from rsvp_backend.experiments.variants import Oracles, Pipeline, Plan, Same, Variant
+from rsvp_backend.experiments.wordings import FAMILIES, reworded
 from rsvp_backend.grid import mask_regions
 from rsvp_backend.pipeline import RSVP, PipelineConfig
 from rsvp_backend.reasoner.parsing import parse
@@ -353,6 +354,38 @@ def test_scenes_ask_what_counts_in_the_headline() -> None:
     assert kinds == {"name", "function", "absent"}
     image = found.samples[0].image.load()
     assert found.samples[0].truth.read(*image.size).mask.shape == (image.height, image.width)
+
+
+def test_instructions_have_other_wordings_that_ask_the_same() -> None:
+    wordings = {reworded("where is the red key?", n) for n in range(len(FAMILIES[1]) - 1)}
+    assert len(wordings) == len(FAMILIES[1]) - 1
+    assert "where is the red key?" not in wordings
+    assert all("red key" in wording for wording in wordings)
+    assert reworded("I want to cut paper", 0) == "what would you use to cut paper?"
+    assert {reworded("find something to cut paper", n) for n in range(8)} >= {"I want to cut paper"}
+    with pytest.raises(ValueError, match="no other wordings"):
+        reworded("draw me a sheep", 0)
+
+
+def test_every_instruction_of_scenes_can_be_reworded() -> None:
+    for one in read_scenes("easy", range(10_000_000, 10_000_020)).samples:
+        assert reworded(one.instruction, 1) != one.instruction
+
+
+def test_a_variant_asks_in_its_own_words(tmp_path: Path) -> None:
+    reasoner = FakeReasoner()
+    plan = plan_of(reasoner, "a")
+    plan = replace(plan, variants=(replace(plan.variants[0], reword=str.upper),))
+    rows = run(plan, [sample(0)], Store(tmp_path), Problems())["fake/a"]
+    assert [query.instruction for query in reasoner.asked] == ["THE CUP"] == [row.instruction for row in rows]
+
+
+def test_robustness_has_mean_and_spread() -> None:
+    plan = plan_of(FakeReasoner(), "as-it-is", "blur", "darker", name="robustness")
+    values = {"as-it-is": 50, "blur": 30, "darker": 40}
+    rows = {f"fake/{value}": [row(value, 0, px, 100)] for value, px in values.items()}
+    table = to_markdown(plan, summarise(plan, rows, 1), {})
+    assert "| fake | 0.500 | 0.350 | 0.071 | blur: 0.300 |" in table
 
 
 @pytest.mark.parametrize("spec", ["reasonseg", "nonsense:folder", "gqa:folder", "reasonseg:"])

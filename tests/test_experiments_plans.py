@@ -91,6 +91,10 @@ def test_other_plans(settings: Settings) -> None:
     drawn = plan("temperature", settings, repeats=3, temperatures=(0.0, 0.7))
     assert [(v.name, v.repeats) for v in drawn.variants] == [("demo/0", 1), ("demo/0.7", 3)]
     assert all(plan(name, settings).variants for name in REASONERS)
+    changed = names(plan("robustness", settings))
+    assert {"oracle/as-it-is", "oracle/mirrored", "demo/jpeg-10", "demo/wording-3"} <= set(changed)
+    assert not any(name.startswith("oracle/wording") for name in changed)  # it reads no instructions
+    assert not any("wording" in name for name in names(plan("robustness", settings, scenes=False)))
 
 
 @pytest.mark.parametrize(

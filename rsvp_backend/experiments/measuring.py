@@ -72,9 +72,10 @@ def measure(variant: Variant, pipeline: Pipeline, version: str, sample: Sample, 
     truth = sample.truth.read(*image.size)
     shown = variant.change.shown(image)
     mask = variant.change.there(truth.mask, shown.size)
-    known = Known(sample.id, mask, sample.object or sample.instruction)
+    instruction = variant.reword(sample.instruction) if variant.reword else sample.instruction
+    known = Known(sample.id, mask, sample.object or instruction)
     began_s = time.perf_counter()
-    outcome = pipeline.on(known, repeat)(shown, sample.instruction)
+    outcome = pipeline.on(known, repeat)(shown, instruction)
     seconds = time.perf_counter() - began_s
     if outcome.reason not in ANSWERS:
         raise SampleError(f"{outcome.reason}: {outcome.detail}")
@@ -83,7 +84,7 @@ def measure(variant: Variant, pipeline: Pipeline, version: str, sample: Sample, 
     trace, said = outcome.trace, [p for p in outcome.trace.proposals if p.present]
     named = sample.object is not None and truth.present
     return Row(
-        variant.name, sample.id, repeat, version, sample.image_id, sample.groups.get("kind", ""), sample.instruction,
+        variant.name, sample.id, repeat, version, sample.image_id, sample.groups.get("kind", ""), instruction,
         present=truth.present, said=bool(found.any()),
         intersection_px=overlap.intersection_px, union_px=overlap.union_px,
         crop_recall=_recall(trace.crops, mask, truth), crop_share=_share(trace.crops, mask),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rsvp_backend.evaluation import published
+
 
 @dataclass(frozen=True, slots=True)
 class Printed:
@@ -22,6 +24,7 @@ class Beside:
     comparable: str
 
 
+_VAL = published.rows("reasonseg", "val")
 _OTHER_DATA = (
     "Absolute figures cannot be compared unless the sweep ran on ReasonSeg's val split with the same reasoner and "
     "published stage 2 weights; "
@@ -31,7 +34,7 @@ PAPER: dict[str, Beside] = {
     "grid": Beside(
         (
             Printed("5x5, GPT-4o, ReasonSeg val", None, None),
-            Printed("9x9, GPT-4o, ReasonSeg val", 64.7, 63.1),
+            Printed("9x9, GPT-4o, ReasonSeg val", _VAL[0].values["giou"], _VAL[0].values["ciou"]),
             Printed("13x13, GPT-4o, ReasonSeg val", None, 57.6),
         ),
         _OTHER_DATA + "what can be compared is the direction. An oracle measures the geometry of the marks alone; the "
@@ -39,11 +42,8 @@ PAPER: dict[str, Beside] = {
     ),
     "mllm": Beside(
         (
-            Printed("GPT-4o, ReasonSeg val", 64.7, 63.1),
-            Printed("LLaVA-1.6 7B, ReasonSeg val", 59.2, 56.7),
-            Printed("Qwen2-VL 7B, ReasonSeg val", 58.6, 48.5),
-            Printed("Gemini-1.5-Flash, ReasonSeg val", 56.9, 49.2),
-            Printed("Qwen2-VL 2B, ReasonSeg test", None, 43.7),
+            *(Printed(f"{row.name}, ReasonSeg val", row.values["giou"], row.values["ciou"]) for row in _VAL),
+            Printed("RSVP, Qwen2-VL 2B, ReasonSeg test", None, 43.7),
         ),
         _OTHER_DATA + "what can be compared is the order of reasoners and how far each stays below the oracle.",
     ),

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean, stdev
 from typing import Any
 
 from rsvp_backend.experiments.figures import MEASURES, Estimate, Figures
@@ -83,6 +84,8 @@ def to_markdown(plan: Plan, figures: Sequence[Figures], about: dict[str, Any]) -
     missing = [f"{one.variant.name}: {one.missing} answers are missing." for one in figures if one.missing]
     if missing:
         parts.append("PARTIAL. " + " ".join(missing))
+    if plan.name == "robustness":
+        parts.append(_over_changes(plan, figures))
     if plan.notes:
         parts.append("\n".join(f"- {note}" for note in plan.notes))
     return "\n\n".join([*parts, _paper(plan.name)]) + "\n"
@@ -95,6 +98,21 @@ def _paper(name: str) -> str:
     lines = ["| the paper | gIoU | cIoU |", "|---|---|---|"]
     lines += [_line([row.what, _percent(row.giou), _percent(row.ciou)]) for row in beside.rows]
     return "\n".join(lines) + f"\n\n{beside.comparable}"
+
+
+def _over_changes(plan: Plan, figures: Sequence[Figures]) -> str:
+    """Mean, spread and worst of each series' gIoU over what was changed."""
+    lines = ["| stage 1 | as it is | mean over changes | standard deviation | worst |", "|---|---|---|---|---|"]
+    for series in dict.fromkeys(one.variant.series for one in figures):
+        own = {one.variant.value: one.measures["giou"].value for one in figures
+               if one.variant.series == series and "giou" in one.measures}  # fmt: skip
+        changed = {value: giou for value, giou in own.items() if value != plan.reference}
+        if len(changed) > 1:
+            worst = min(changed, key=lambda value: changed[value])
+            values = list(changed.values())
+            cells = [_shown(own.get(plan.reference)), _shown(fmean(values)), _shown(stdev(values))]
+            lines.append(_line([series, *cells, f"{worst}: {changed[worst]:.3f}"]))
+    return "\n".join(lines)
 
 
 def _signed(one: Figures) -> str:

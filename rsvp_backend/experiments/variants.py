@@ -76,7 +76,8 @@ class Pipeline:
 class Variant:
     """``series``: who answers; ``value``: of what the experiment varies. ``load`` is called when its turn comes.
 
-    ``repeats``: times that each question is asked; ``change``: what is done to pictures before both stages.
+    ``repeats``: times that each question is asked; ``change``: what is done to pictures before both stages,
+    ``reword``: to instructions.
     """
 
     series: str
@@ -84,6 +85,7 @@ class Variant:
     load: Callable[[], Pipeline]
     repeats: int = 1
     change: Change = AS_IT_IS
+    reword: Callable[[str], str] | None = None
 
     @property
     def name(self) -> str:
