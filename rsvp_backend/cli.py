@@ -23,10 +23,11 @@ from rsvp_backend import (
     cli_evaluate,
     cli_experiment,
     cli_finetune,
+    cli_prelabel,
     cli_pretrain,
     cli_rank,
     cli_versions,
-)  # fmt: skip
+)
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
@@ -155,6 +156,10 @@ def distill(args: argparse.Namespace) -> int:
     return cli_distill.run(args, _settings(args, preset=args.preset), out, err)
 
 
+def prelabel(args: argparse.Namespace) -> int:
+    return cli_prelabel.run(args, _settings(args, preset=args.preset), out, err)
+
+
 def pretrain(args: argparse.Namespace) -> int:
     return cli_pretrain.run(args, _settings(args, preset=args.preset), out, err)
 
@@ -189,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli_distill.add_options(command)
     command.set_defaults(run=distill)
+    command = commands.add_parser("prelabel", parents=[preset], help="answer all tasks of a project, or of files")
+    cli_prelabel.add_options(command)
+    command.set_defaults(run=prelabel)
     command = commands.add_parser("rank", help="which open tasks of a project to look at first, and why")
     cli_rank.add_options(command)
     command.set_defaults(run=rank)

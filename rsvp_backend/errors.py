@@ -49,5 +49,9 @@ class LabelStudioError(RsvpError):
     """Label Studio refused a request or could not be reached."""
 
 
+class LabelStudioAwayError(LabelStudioError):
+    """It could not be reached, or had trouble of its own: the same request may work later."""
+
+
 class DeadlineError(RsvpError):
     """The time given to a request is over."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from rsvp_backend.errors import LabelStudioError
+from rsvp_backend.errors import LabelStudioAwayError, LabelStudioError
 
 _RENEW_EARLY_S = 30.0
 _DEFAULT_LIFE_S = 300.0
@@ -80,7 +80,10 @@ class TokenAuth(httpx.Auth):
         try:
             response = httpx.post(self._refresh_url, json={"refresh": self._token}, timeout=timeout_s)
         except httpx.HTTPError as error:
-            raise LabelStudioError(f"{self._refresh_url} cannot be reached: {error or type(error).__name__}") from error
+            seen = f"{self._refresh_url} cannot be reached: {error or type(error).__name__}"
+            raise LabelStudioAwayError(seen) from error
+        if response.is_server_error:
+            raise LabelStudioAwayError(f"{self._refresh_url} answered {response.status_code}")
         if response.status_code in (400, 401, 403):
             seen = f"Label Studio refused the personal access token ({response.status_code})"
             raise LabelStudioError(f"{seen}: {_NEW_TOKEN_HINT}")

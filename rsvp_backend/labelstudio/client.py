@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-from rsvp_backend.errors import LabelStudioError
+from rsvp_backend.errors import LabelStudioAwayError, LabelStudioError
 from rsvp_backend.labelstudio.auth import TokenAuth
 
 JSON = dict[str, Any]
@@ -19,7 +19,15 @@ _SHOWN_CHARS = 300
 _BY_SCORE = "tasks:predictions_score"
 
 
-class TaskGoneError(LabelStudioError):
+class RefusedError(LabelStudioError):
+    """Label Studio answered with an error of the request's. ``status``: the HTTP status, 400 to 499."""
+
+    def __init__(self, message: str, status: int = 404) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TaskGoneError(RefusedError):
     """There is no such task (any more)."""
 
 
@@ -157,7 +165,7 @@ class LabelStudioClient:
         path = f"/api/predictions/{prediction}/"
         response = self._request("DELETE", path)
         if not response.is_success and response.status_code != 404:
-            raise LabelStudioError(f"DELETE {path} answered {response.status_code}: {_complaint(response)}")
+            raise _refusal(response)
 
     def annotated_tasks(self, project: int, page_size: int = 25, timeout_s: float = 120.0) -> Iterator[JSON]:
         """The tasks with annotations, skipped ones too, with all they hold; by id, those with submitted ones first.
@@ -211,8 +219,36 @@ class LabelStudioClient:
         return self._object("POST", f"/api/tasks/{task}/annotations", json=dict(annotation))
 
     def create_prediction(self, task: int, prediction: Mapping[str, Any]) -> JSON:
-        """``prediction``: ``{result, score, model_version}`` as `regions.prediction` makes it."""
-        return self._object("POST", "/api/predictions", json={"task": task, **prediction})
+        """``prediction``: ``{result, score, model_version}`` of `regions.prediction`. Raises `TaskGoneError` too."""
+        response = self._request("POST", "/api/predictions", json={"task": task, **prediction})
+        if response.status_code == 400 and "task" in _validation_errors(response):
+            raise TaskGoneError(f"POST /api/predictions answered 400: {_complaint(response)}")
+        return _json_object(response)
+
+    def create_predictions(
+        self, project: int, predictions: Sequence[Mapping[str, Any]], timeout_s: float = 120.0
+    ) -> int:
+        """All or none, in one request; how many. Each is ``{task, result, score, model_version}``."""
+        path = f"/api/projects/{project}/import/predictions"
+        return int(self._object("POST", path, json=list(predictions), timeout=timeout_s)["created"])
+
+    def task_page(
+        self,
+        project: int,
+        query: Mapping[str, Any],
+        page_size: int = 100,
+        page: int = 1,
+        timeout_s: float = 120.0,
+        view: int | None = None,
+    ) -> JSON:
+        """``{tasks, total}`` by a query of the data manager's (``filters``, ``ordering``), or by one of its views.
+
+        Tasks without annotations and predictions, their data as imported; ``predictions_model_versions`` only where
+        the query names it.
+        """
+        asked = {"query": json.dumps(query)} if view is None else {"view": view}
+        params = {"project": project, "resolve_uri": "false", "page": page, "page_size": page_size, **asked}
+        return self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
 
     def _object(self, method: str, path: str, **options: Any) -> JSON:
         return _json_object(self._request(method, path, **options))
@@ -221,14 +257,14 @@ class LabelStudioClient:
         response = self._request("GET", path, **options)
         answer = _json(response)
         if not response.is_success or not isinstance(answer, list):
-            raise LabelStudioError(f"GET {path} answered {response.status_code}: {_complaint(response)}")
+            raise _refusal(response)
         return answer
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             return self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise LabelStudioError(
+            raise LabelStudioAwayError(
                 f"{method} {self.base_url}{path} failed: {error or type(error).__name__}. Does Label Studio run there "
                 "(RSVP_LABEL_STUDIO_URL)?"
             ) from error
@@ -280,11 +316,25 @@ def _post(http: httpx.Client, path: str, **options: Any) -> httpx.Response:
 def _json_object(response: httpx.Response) -> JSON:
     request = f"{response.request.method} {response.request.url.path}"
     if not response.is_success:
-        raise LabelStudioError(f"{request} answered {response.status_code}: {_complaint(response)}")
+        raise _refusal(response)
     answer = _json(response)
     if not isinstance(answer, dict):
         raise LabelStudioError(f"{request} answered {response.status_code} without a JSON object: is it Label Studio?")
     return answer
+
+
+def _refusal(response: httpx.Response) -> LabelStudioError:
+    status = response.status_code
+    message = f"{response.request.method} {response.request.url.path} answered {status}: {_complaint(response)}"
+    if status == 429 or response.is_server_error:
+        return LabelStudioAwayError(message)
+    return RefusedError(message, status) if response.is_client_error else LabelStudioError(message)
+
+
+def _validation_errors(response: httpx.Response) -> JSON:
+    answer = _json(response)
+    found = answer.get("validation_errors") if isinstance(answer, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _complaint(response: httpx.Response) -> str:
