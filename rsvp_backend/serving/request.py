@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,9 @@ class Request:
     def __init__(self, answerer: Answerer, rsvp: RSVP, asked: Asked) -> None:
         self.asked = asked
         self.tasks = asked.batch.tasks
-        self.party = Party(asked.urgency, [partial(self._work, index) for index in range(len(self.tasks))])
+        # Each in a context of its own, in which the request's id is known.
+        works = [partial(copy_context().run, self._work, index) for index in range(len(self.tasks))]
+        self.party = Party(asked.urgency, works)
         self._answerer = answerer
         self._rsvp = rsvp
         self._items: list[bytes | None] = [None] * len(self.tasks)

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from rsvp_backend.engine import Engine
 from rsvp_backend.metrics import CONTENT_TYPE
+from rsvp_backend.security.replies import AsciiJson
 from rsvp_backend.serving.backlog import Backlog, BacklogError, Entry, Standing
 from rsvp_backend.serving.settling import Settler
 
@@ -25,15 +26,15 @@ def watching_routes(engine: Engine, settler: Settler | None, lacking: str) -> AP
         return Response(await run_in_threadpool(engine.metrics.text), media_type=CONTENT_TYPE)
 
     @router.get("/traces")
-    async def traces() -> JSON:
-        return {"traces": engine.traces.recent()}
+    async def traces() -> Response:
+        return AsciiJson({"traces": engine.traces.recent()})
 
     @router.get("/traces/{trace_id}")
-    async def trace(trace_id: str) -> JSON:
+    async def trace(trace_id: str) -> Response:
         record = engine.traces.get(trace_id)
         if record is None:
             raise HTTPException(404, f"trace {trace_id[:50]!r} is unknown: only the newest ones are kept in memory")
-        return record
+        return AsciiJson(record)
 
     @router.get("/backlog")
     async def backlog() -> JSON:
