@@ -90,11 +90,11 @@ def _why_not(answers: Sequence[Answer], source: str, hand: int, assisted: int) -
     if all(answer.lead_s is None for answer in answers):
         return "no annotation has a lead_time (annotations made through the API have none)"
     if assisted < FEWEST:
-        return f"{assisted} answers that began with a predicted mask have a lead_time: {FEWEST} are needed"
+        return f"answers with a predicted mask and a lead_time: {assisted}, at least {FEWEST} are needed"
     if source == "unknown":
         return (
-            f"{hand} answers with a lead_time were drawn by hand: {FEWEST} are needed, or by --minutes-by-hand the "
-            "minutes that one takes"
+            f"answers drawn by hand and with a lead_time: {hand}, at least {FEWEST} are needed, or the minutes that "
+            "one takes, given by --minutes-by-hand"
         )
     return ""
 
