@@ -28,7 +28,7 @@ from rsvp_backend.answers import RETRY_SUFFIX
 from rsvp_backend.engine import Engine
 from rsvp_backend.labelstudio.images import ImageFetcher, ImageLimits
 from rsvp_backend.server import create_app
-from rsvp_backend.serving import desk, settling
+from rsvp_backend.serving import desk, request, settling
 from rsvp_backend.serving.answering import Batch
 from rsvp_backend.serving.backlog import LACKING, SWITCHED_OFF, Backlog, BacklogError, Standing
 from rsvp_backend.serving.crew import Crew
@@ -105,6 +105,7 @@ def studio() -> Iterator[LabelStudio]:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of minutes are fractions of a second here."""
+    monkeypatch.setattr(request, "GRACE_S", 0.1)
     monkeypatch.setattr(settling, "LOOKS_S", (0.2, 0.8))
     monkeypatch.setattr(settling, "RETRIES_S", (0.05, 0.05))
     monkeypatch.setattr(settling, "AWAY_S", (0.05,))
