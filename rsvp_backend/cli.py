@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from rsvp_backend import (
     cli_versions,
 )
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
+from rsvp_backend.security.logs import set_up_logging
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def serve(args: argparse.Namespace) -> int:
     from rsvp_backend.server import create_app
 
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_config=None,
+        create_app(settings), host=settings.host, port=settings.port, log_config=None, server_header=False,
         access_log=settings.log_level == "DEBUG", timeout_graceful_shutdown=5,
     )  # fmt: skip
     return 0
@@ -262,9 +262,7 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
 def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:
     """Settings with the command's options on top, and the logging that they ask for."""
     settings = load_settings(**overrides)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    for name in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they log addresses, which may be signed
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging(settings)
     return settings
 
 

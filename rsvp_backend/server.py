@@ -11,16 +11,21 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from rsvp_backend import __version__, presets
 from rsvp_backend.access import make_fetcher, open_client
-from rsvp_backend.basic_auth import BasicAuth
 from rsvp_backend.engine import Engine
 from rsvp_backend.jobs.intake import START, Intake
 from rsvp_backend.jobs.routes import job_routes
+from rsvp_backend.security.bodies import BodyError, read_object
+from rsvp_backend.security.credentials import Credentials
+from rsvp_backend.security.gate import Gate
+from rsvp_backend.security.replies import unreadable
+from rsvp_backend.security.request_ids import RequestIds
 from rsvp_backend.serving.backlog import Backlog
 from rsvp_backend.serving.crew import Crew
 from rsvp_backend.serving.desk import Desk, Later
@@ -34,6 +39,12 @@ from rsvp_backend.traces import TraceLog
 
 log = logging.getLogger(__name__)
 JSON = dict[str, Any]
+_EVENT = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"action": {"type": "string"}}}}},
+    }
+}
 _REMOTE = re.compile("openai:|https?://")
 
 
@@ -50,9 +61,13 @@ def make_engine(settings: Settings) -> Engine:
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """The application; its models begin to load when it starts. ``engine`` defaults to `make_engine`'s."""
+    """The application; its models begin to load when it starts. ``engine`` defaults to `make_engine`'s.
+
+    Raises `SettingsError` where others could reach it without credentials.
+    """
+    credentials = Credentials.of(settings)
     engine = engine or make_engine(settings)
-    auth, intake, crew = BasicAuth.of(settings), Intake(settings), Crew(engine.turns.slots)
+    intake, crew = Intake(settings), Crew(engine.turns.slots)
     backlog, lacking = Backlog.of(settings)
     desk = Desk(engine, crew, Later(backlog, lacking), settings.max_requests)
     settler = Settler(backlog, engine, crew, lambda: open_client(settings), desk.is_asked) if backlog else None
@@ -73,27 +88,34 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app = FastAPI(
         title="rsvp-backend", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.include_router(_open_routes(engine, auth, intake))
-    app.include_router(label_studio_routes(settings, engine, desk), dependencies=[Depends(auth.require)])
-    app.include_router(watching_routes(engine, settler, lacking), dependencies=[Depends(auth.require)])
-    app.include_router(job_routes(intake), dependencies=[Depends(auth.require)])
+    app.include_router(_calls(engine, credentials, intake))
+    app.include_router(label_studio_routes(settings, engine, desk))
+    app.include_router(watching_routes(engine, settler, lacking))
+    app.include_router(job_routes(intake))
+    app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_middleware(Gate, settings=settings, credentials=credentials)
+    app.add_middleware(RequestIds)
     return app
 
 
-def _open_routes(engine: Engine, auth: BasicAuth, intake: Intake) -> APIRouter:
-    """Routes for callers that cannot send credentials: health probes, and Label Studio's annotation webhooks."""
+def _calls(engine: Engine, credentials: Credentials, intake: Intake) -> APIRouter:
+    """Health probes, and Label Studio's webhooks."""
     router = APIRouter()
 
-    @router.get("/health", dependencies=[Depends(auth.require_if_sent)])
+    @router.get("/health")
     async def health() -> JSON:
         return {"status": "UP", "model_class": "RSVP", **engine_state(engine)}
 
-    @router.post("/webhook")
-    async def webhook(request: Request, event: JSON) -> Response:
+    @router.post("/webhook", openapi_extra=_EVENT)
+    async def webhook(request: Request) -> Response:
         """Every event is answered at once: Label Studio gives up after 1 s and does not repeat it."""
+        try:
+            event = await run_in_threadpool(read_object, await request.body())
+        except BodyError as error:
+            raise HTTPException(422, str(error)) from None
         action = str(event.get("action"))[:50]
-        if action == START:
-            await auth.require(request)
+        if action == START and not credentials.training(request.headers):
+            raise HTTPException(401, "wrong or no credentials", {"WWW-Authenticate": "Basic"})
         log.info("webhook %r: project %s, task %s", action, _id(event, "project"), _id(event, "task"))
         status, answer = await intake.answer(event)
         return JSONResponse({"status": "accepted" if status < 400 else "refused", "action": action, **answer}, status)

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rsvp_backend.errors import SettingsError
+from rsvp_backend.labelstudio.hosts import allowed_hosts
 from rsvp_backend.reasoner.prompts import check_folder
 
 PREFIX = "RSVP_"
@@ -29,6 +30,7 @@ _REASONER = re.compile(r"demo|openai:\S+|hf:\S+|https?://[^\s#]+#\S+")
 _NO_VLSM = re.compile(r"[a-z]+://.*|(hf|openai):.*|.*\n.*", re.DOTALL)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _REDIS = re.compile(r"rediss?://([^\s/@]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/\d*)?(\?\S*)?")
+_WEBHOOK_SECRET = re.compile(r"[!-~]{16,}")
 _SHOWN_CHARS = 100
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -191,6 +193,11 @@ class Settings(BaseSettings):
     image_max_bytes: int = Field(64 * 2**20, ge=1024, description="largest image file, bytes")
     image_max_pixels: int = Field(89_000_000, ge=1024, description="largest image, pixels; checked before decoding")
     image_timeout_s: Seconds = Field(30.0, description="time to fetch one image, seconds")
+    image_hosts: str | None = Field(
+        None,
+        description="hosts that images may come from besides Label Studio, with commas between: `HOST[:PORT]` or "
+        "`*.DOMAIN[:PORT]`, redirects included; none: all public ones",
+    )
     allow_private_addresses: bool = Field(
         False, description="fetch images from private addresses besides Label Studio's own"
     )
@@ -215,13 +222,33 @@ class Settings(BaseSettings):
     backlog_tasks: int = Field(
         100_000, ge=0, le=10_000_000, description="tasks that it holds at most; 0: nothing is answered later"
     )
-    basic_auth_user: str | None = Field(None, description="user name that Label Studio must send (basic auth)")
+    max_body_bytes: int = Field(
+        256 * 2**20,
+        ge=2**16,
+        description="largest body of a `/predict`, bytes; other requests may bring a 16th of it. Larger ones get 413",
+    )
+    basic_auth_user: str | None = Field(
+        None,
+        description="user name that Label Studio must send (basic auth); needed, as the two below, where `RSVP_HOST` "
+        "is not this machine only",
+    )
     basic_auth_password: SecretStr | None = Field(None, description="password that goes with it")
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="what Label Studio's webhooks must send, as the header `X-RSVP-Webhook-Secret` or as a password in "
+        "the backend's address; 16 or more characters",
+    )
+    allow_no_auth: bool = Field(
+        False, description="listen for other machines without passwords, behind a proxy that checks who asks"
+    )
     traces: Path | None = Field(
         None, description="folder for the last 1000 traces (JSON, and PNG of the visual prompt); none: not written"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text`, or `json` (one object a line); secrets are masked in both"
     )
 
     @property
@@ -270,6 +297,19 @@ class Settings(BaseSettings):
             raise ValueError("redis://[:PASSWORD@]HOST[:PORT][/DB] is expected (rediss:// with TLS)")
         return value
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _WEBHOOK_SECRET.fullmatch(value.get_secret_value()):
+            raise ValueError("16 or more ASCII letters, digits and marks without spaces are expected")
+        return value
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str | None) -> str | None:
+        allowed_hosts(value)
+        return value
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
@@ -304,6 +344,8 @@ class Settings(BaseSettings):
             )
         if (self.basic_auth_user is None) != (self.basic_auth_password is None):
             raise ValueError("RSVP_BASIC_AUTH_USER and RSVP_BASIC_AUTH_PASSWORD go together: set both or none")
+        if ":" in (self.basic_auth_user or ""):
+            raise ValueError("RSVP_BASIC_AUTH_USER has a colon: basic auth takes none in a user name")
         return self
 
 

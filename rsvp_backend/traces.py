@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rsvp_backend.security.request_ids import request_id
 from rsvp_backend.types import Instance, Outcome, ZoomStep
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,17 @@ class TraceLog:
     def add(self, outcome: Outcome, on_disk: bool = True, **about: Any) -> str:
         """Store the outcome's record with ``about`` (task, model version...) and give its id.
 
-        Without ``on_disk`` it is kept in memory only.
+        Without ``on_disk`` it is kept in memory only. ``request`` in it is the id of the request that computed it.
         """
         now = datetime.now(UTC)
         trace_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        record = {"id": trace_id, "time": now.isoformat(timespec="milliseconds"), **about, **trace_record(outcome)}
+        record = {
+            "id": trace_id,
+            "time": now.isoformat(timespec="milliseconds"),
+            "request": request_id(),
+            **about,
+            **trace_record(outcome),
+        }
         with self._lock:
             self._records[trace_id] = record
             while len(self._records) > MAX_IN_MEMORY:

@@ -114,8 +114,8 @@ def test_options_are_checked_like_settings(capsys: pytest.CaptureFixture[str]) -
 def test_serve_runs_the_application_with_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr("uvicorn.run", lambda app, **options: seen.update(options, app=app))
-    assert cli.main(["serve", "--preset", "demo", "--host", "0.0.0.0", "--port", "9999"]) == 0
-    assert (seen["host"], seen["port"], seen["app"].title) == ("0.0.0.0", 9999, "rsvp-backend")
+    assert cli.main(["serve", "--preset", "demo", "--host", "127.0.0.2", "--port", "9999"]) == 0
+    assert (seen["host"], seen["port"], seen["app"].title) == ("127.0.0.2", 9999, "rsvp-backend")
 
 
 @pytest.mark.usefixtures("rsvp")

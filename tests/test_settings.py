@@ -98,6 +98,11 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
         ("RSVP_MASK_MIN_AREA_PX", "-1", "greater than or equal to 0"),
         ("RSVP_MASK_COMPONENTS", "biggest", "'all' or 'largest'"),
         ("RSVP_ALLOW_PRIVATE_ADDRESSES", "maybe", "boolean"),
+        ("RSVP_IMAGE_HOSTS", "https://example.com/x", "*.DOMAIN[:PORT]"),
+        ("RSVP_IMAGE_HOSTS", "a.example,,b.example", "HOST[:PORT]"),
+        ("RSVP_MAX_BODY_BYTES", "1000", "greater than or equal to 65536"),
+        ("RSVP_ALLOW_NO_AUTH", "perhaps", "boolean"),
+        ("RSVP_LOG_FORMAT", "xml", "'text' or 'json'"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
@@ -168,6 +173,20 @@ def test_a_queue_is_a_redis_and_its_password_is_not_shown(
         return
     with pytest.raises(SettingsError, match=r"RSVP_QUEUE is \*\*\*: redis://.* is expected"):
         load_settings()
+
+
+def test_the_webhooks_secret_fits_a_header_and_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for short in ("short", "sixteen characters with spaces", "sixteen-characters-\u00e4"):
+        monkeypatch.setenv("RSVP_WEBHOOK_SECRET", short)
+        with pytest.raises(SettingsError, match=r"RSVP_WEBHOOK_SECRET is \*\*\*: 16 or more ASCII letters"):
+            load_settings()
+    monkeypatch.setenv("RSVP_WEBHOOK_SECRET", "0123456789abcdef")
+    assert "0123456789abcdef" not in repr(load_settings())
+
+
+def test_a_user_name_has_no_colon() -> None:
+    with pytest.raises(SettingsError, match="RSVP_BASIC_AUTH_USER has a colon"):
+        load_settings(basic_auth_user="a:b", basic_auth_password="secret")
 
 
 def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

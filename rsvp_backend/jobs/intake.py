@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from threading import BoundedSemaphore
 from typing import Any
@@ -69,7 +70,7 @@ class Intake:
     async def _within(self, act: Callable[[], JSON]) -> tuple[int, JSON]:
         if not self._places.acquire(blocking=False):
             return 503, {"detail": f"{MAX_WAITING} events wait for the queue of jobs already: this one is not taken"}
-        writing = self._writer.submit(_answered, act)
+        writing = self._writer.submit(copy_context().run, _answered, act)  # logged with the request's id
         writing.add_done_callback(lambda _: self._places.release())
         done, _ = await asyncio.wait([asyncio.wrap_future(writing)], timeout=ANSWER_S)
         if not done:

@@ -99,6 +99,8 @@ class Running:
     def listening(self) -> Iterator[None]:
         """Inside, what the package logs belongs to the job: its messages, without tracebacks."""
         handler = _Handler(self._lines)
+        for known in (one for main in logging.getLogger().handlers for one in main.filters):
+            handler.addFilter(known)  # what is masked in the process's own log is masked here
         logging.getLogger(_PACKAGE).addHandler(handler)
         try:
             yield

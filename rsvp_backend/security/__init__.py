@@ -1,0 +1,1 @@
+"""What stands between the server and whoever calls it: credentials, limits, request ids, and logs without secrets."""
