@@ -187,8 +187,11 @@ def _records(
     from rsvp_backend.evaluation.records import Store
     from rsvp_backend.evaluation.running import run as run_samples
 
-    instances = getattr(args, "instances", "proposals")
-    identity = {"dataset": data.name, "split": data.split, "version": rsvp.version, "instances": instances}
+    instances, root = getattr(args, "instances", "proposals"), getattr(args, "data", None)
+    identity = {
+        "dataset": data.name, "split": data.split, "data": str(root.expanduser().resolve()) if root else None,
+        "version": rsvp.version, "instances": instances,
+    }  # fmt: skip
     store, interrupted = (Store.fresh if args.fresh else Store)(folder, identity), False
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task(f"{data.name}, {data.split}", total=len(data.samples))

@@ -90,6 +90,11 @@ def test_a_second_run_goes_on_and_another_model_is_refused(
     assert isinstance(other.reasoner, FakeReasoner)
     assert len(other.reasoner.asked) == 8
     assert (tmp_path / "here" / "samples-1.jsonl").is_file()
+    status, _, said = run(
+        capsys, "refcoco", "--data", str(write_refer(tmp_path / "more", {"val": [1]})), "--out", "here"
+    )
+    assert status == 1
+    assert f"with data '{root}', this is '{tmp_path}/more'" in said.splitlines()[-1]
 
 
 def test_an_interrupted_run_leaves_a_partial_result(

@@ -38,7 +38,7 @@ def rows(name: str, split: str) -> list[Row]:
         return [Row(who, {"giou": n[at], "ciou": n[at + 1]}, _PAPER) for who, n in _REASONSEG.items()]
     if name == "seginw" and split == "valid":
         source = "arXiv 2506.04277; how its instances were scored is not said"
-        return [Row("RSVP, GPT-4o", {"ap": 49.7}, source), Row("Grounded-SAM", {"ap": 48.7}, source)]
+        return [Row("RSVP", {"ap": 49.7}, source), Row("Grounded-SAM", {"ap": 48.7}, "the same paper's comparison")]
     if (name, split) in _REFCOCO:
         return [Row("EVF-SAM", {"ciou": _REFCOCO[name, split]}, _EVF)]
     return []

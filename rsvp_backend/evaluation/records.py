@@ -85,7 +85,7 @@ class Record:
 class Store:
     """The records of one run in ``folder``, by sample, on disk and in memory.
 
-    ``identity``: what must be the same for a run to go on, such as data set, split and model version.
+    ``identity``: what must be the same for a run to go on, such as data set, folder, split and model version.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:

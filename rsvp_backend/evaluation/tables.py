@@ -12,7 +12,7 @@ from rsvp_backend.evaluation.records import Record
 from rsvp_backend.evaluation.stages import SIGNATURES
 
 _NAMES = {
-    "giou": "gIoU", "ciou": "cIoU", "miou": "mIoU", "ap": "mask AP", "ap50": "AP50", "ap75": "AP75",
+    "ap": "mask AP", "ap50": "AP50", "ap75": "AP75", "giou": "gIoU", "ciou": "cIoU", "miou": "mIoU",
     "box_accuracy": "box accuracy@0.5", "box_miou": "box mIoU",
 }  # fmt: skip
 _DIAGNOSIS = {
