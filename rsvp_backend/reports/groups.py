@@ -31,7 +31,7 @@ def versions(report: Report) -> str:
 
 def labels(report: Report) -> str:
     header = ("label", "predicted", "mean IoU", "IoU, 10 to 90 %", "what became of them", *map(str, _PREDICTED),
-              "missed", "edit, median")  # fmt: skip
+              "drawn", "edit, median")  # fmt: skip
     rows = [
         [escape(name), str(tally.predicted), html.interval(tally.iou), html.spread(tally.iou), html.fates(tally),
          *(html.percent(tally.share(fate)) for fate in _PREDICTED), str(tally.fates[Fate.DRAWN]),

@@ -16,7 +16,7 @@ FATES = {
     Fate.UNTOUCHED: "submitted as it was",
     Fate.EDITED: "mask or label changed",
     Fate.DELETED: "not kept",
-    Fate.DRAWN: "by hand, so it was missed",
+    Fate.DRAWN: "by hand",
 }
 
 

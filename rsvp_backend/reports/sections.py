@@ -26,7 +26,7 @@ def tiles(report: Report) -> str:
         (html.number(whole.iou.mean), f"mean IoU of prediction and final mask, {low:.2f} to {high:.2f}"
          if whole.iou.count else "mean IoU: no mask was compared"),
         (html.percent(regions.share(Fate.UNTOUCHED)), f"of {regions.predicted} predicted regions untouched"),
-        (html.percent(regions.share(Fate.DELETED)), "deleted"),
+        (html.percent(regions.share(Fate.DELETED)), "of them deleted"),
         (html.percent(regions.share(Fate.DRAWN)), f"of {regions.final} final regions drawn by hand"),
     ]  # fmt: skip
     if whole.empty:
