@@ -19,7 +19,7 @@ def versions(report: Report) -> str:
         [f"v{n} <code>{escape(group.name)}</code>", str(group.answers), html.interval(group.iou),
          html.spread(group.iou), html.fates(group.regions),
          *(html.percent(group.regions.share(fate)) for fate in _PREDICTED), str(group.regions.fates[Fate.DRAWN]),
-         f"{group.kinds[Kind.EMPTY_RIGHT]} of {group.empty}"]
+         f"{group.kinds[Kind.EMPTY_RIGHT]} of {group.empty}" if group.empty else html.UNKNOWN]
         for n, group in enumerate(report.versions, 1)
     ]  # fmt: skip
     told = html.said(

@@ -30,7 +30,8 @@ def page(report: Report) -> str:
 def headline(report: Report) -> list[str]:
     """The report in a few lines of plain text."""
     whole, regions, saved = report.all, report.all.regions, report.saved
-    lines = [f"project {report.project.id}, {report.project.title}: {whole.answers} answers on {whole.tasks} tasks"]
+    lines = [f"project {report.project.id}, {report.project.title}: "
+             f"{html.counted(whole.answers, 'answer')} on {html.counted(whole.tasks, 'task')}"]  # fmt: skip
     if whole.iou.count:
         low, high = whole.iou.interval
         lines.append(f"mean IoU {whole.iou.mean:.3f} ({low:.3f} to {high:.3f}) over {whole.iou.count} answers")
@@ -54,8 +55,9 @@ def _summary(report: Report) -> str:
     dated = [answer.submitted for answer in report.answers if answer.submitted is not None]
     times = f", submitted {dated[0]:%Y-%m-%d} to {dated[-1]:%Y-%m-%d}" if dated else ""
     return (
-        f"Project {report.project.id}: {whole.answers} answers on {whole.tasks} tasks by {len(report.annotators)} "
-        f"annotators{times}. {len(report.versions)} model versions."
+        f"Project {report.project.id}: {html.counted(whole.answers, 'answer')} on {html.counted(whole.tasks, 'task')} "
+        f"by {html.counted(len(report.annotators), 'annotator')}{times}. "
+        f"{html.counted(len(report.versions), 'model version')}."
     )
 
 

@@ -43,8 +43,8 @@ def tiles(report: Report) -> str:
 def quality(report: Report) -> str:
     names = [(str(fate), str(kind)) for kind, fate in plots.KINDS]
     told = html.said(
-        f"{report.all.iou.count} answers by the IoU of all their predicted and all their final masks, label by label, "
-        "in tenths; colours tell what became of the answer."
+        f"{html.counted(report.all.iou.count, 'answer')} by the IoU of all their predicted and all their final "
+        "masks, label by label, in tenths; colours tell what became of the answer."
     )
     return html.card("How good the masks were", told, plots.iou_histogram(report.answers), html.legend(names))
 
@@ -53,7 +53,8 @@ def edits(report: Report) -> str:
     tally = report.all.regions
     share = tally.changed_share
     told = html.said(
-        f"{tally.fates[Fate.EDITED]} edited regions by changed pixels (added and removed), in % of the final mask's."
+        f"{html.counted(tally.fates[Fate.EDITED], 'edited region')} by changed pixels (added and removed), in "
+        "% of the final mask's."
     )
     if share.count:
         told += html.said(
@@ -68,8 +69,8 @@ def scores(report: Report) -> str:
     if not found.count:
         return html.card("Does the score tell the truth?", html.said("No region has both a score and a final mask."))
     told = html.said(
-        f"{found.count} predicted regions by their score; deleted ones reached 0. On the dashed line a score means "
-        f"what it says. Off by {found.error:.3f} on average (expected calibration error)."
+        f"{html.counted(found.count, 'predicted region')} by their score; deleted ones reached 0. On the dashed line a "
+        f"score means what it says. Off by {found.error:.3f} on average (expected calibration error)."
     )
     return html.card("Does the score tell the truth?", told, plots.calibration(found))
 
