@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console
     problems = Problems()
     asked = _questions(args, problems)
     store = Store(folder)
-    figures = _sweep(plan, asked.samples, store, problems, args.threads, err)
+    with store.alone():
+        figures = _sweep(plan, asked.samples, store, problems, args.threads, err)
     about = {"data": f"{asked.name} {asked.split}", "questions": len(asked.samples)}
     if asked.whole > len(asked.samples):
         about |= {"of": asked.whole}

@@ -77,7 +77,9 @@ def _encoding(models: Models, named: Sequence[Named], options: Options) -> Plan:
     rows, columns = models.settings.marks_rows, models.settings.marks_columns
     kinds = {kind: Marks(kind, rows, columns) for kind in ("bands", "cells")}
     plan = _over_marks("encoding", "encoding", "bands", kinds, models, named)
-    return replace(plan, variants=(*plan.variants, *_sizes(models, named), *_rationales(models, named)))
+    variants = (*plan.variants, *_sizes(models, named), *_rationales(models, named))
+    labels = [who.label for who in named]
+    return replace(plan, variants=tuple(sorted(variants, key=lambda variant: labels.index(variant.series))))
 
 
 def _sizes(models: Models, named: Sequence[Named]) -> Iterator[Variant]:

@@ -245,6 +245,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "below")
 
 
+def test_two_sweeps_in_one_folder_take_turns(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    with first.alone(), pytest.raises(DataError, match="another sweep is writing it"), second.alone():
+        pass
+    with second.alone():
+        pass
+
+
 def test_several_questions_at_a_time_give_the_same_rows(tmp_path: Path) -> None:
     samples = [sample(n, f"the cup {n}") for n in range(9)]
     one = run(plan_of(FakeReasoner(), "a", repeats=2), samples, Store(tmp_path / "1"), Problems())["fake/a"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rsvp_backend.experiments.figures import MEASURES, Figures
 from rsvp_backend.experiments.variants import Plan
@@ -20,11 +21,15 @@ PANELS: dict[str, tuple[str, ...]] = {
     "mllm": ("giou", "crop_recall", "absent_right"),
     "padding": ("giou", "crop_recall", "crop_share"),
     "connector": ("giou", "ciou"),
-    "encoding": ("giou", "crop_recall", "characters"),
+    "encoding": ("giou", "crop_recall", "regions"),
     "zoom": ("giou", "crop_recall", "crop_share"),
     "temperature": ("giou", "crop_recall", "valid"),
     "robustness": ("giou", "crop_recall", "object_right"),
 }
+ORDERED = {"grid", "padding", "temperature"}
+"""Experiments whose values are steps of one quantity, so that lines between them mean something."""
+COUNTS = {"regions", "zooms", "characters"}
+"""All other measures end at 1."""
 PAPER, INK, GRID = "#ffffff", "#24292f", "#d0d7de"
 # Okabe and Ito's, told apart by colour-blind readers; markers tell them apart in print.
 STYLES = (
@@ -45,20 +50,25 @@ def draw(plan: Plan, figures: Sequence[Figures], files: Sequence[Path]) -> None:
         axes = figure.add_subplot(1, len(panels), position)
         for number, who in enumerate(series):
             offset = _OFFSET * (number - (len(series) - 1) / 2)
-            _series(axes, name, [one for one in figures if one.variant.series == who], values, number, offset)
+            own = [one for one in figures if one.variant.series == who]
+            points = _series(axes, name, own, values, number, offset)
+            points.set_linestyle(":" if plan.name in ORDERED else "")
         _dress(axes, MEASURES[name].title, values)
+        if name not in COUNTS:
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
         axes.set_xlabel(plan.varied, color=INK)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(series)), frameon=False)
-    for text in legend.get_texts():
-        text.set_color(INK)
+    if plan.name != "mllm":  # there the values say it
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, len(series)), frameon=False, labelcolor=INK
+        )
     for file in files:
         figure.savefig(file, dpi=110, facecolor=PAPER)
 
 
 def _series(
     axes: Axes, name: str, figures: Sequence[Figures], values: Sequence[str], number: int, offset: float
-) -> None:
+) -> Line2D:
     known = [(values.index(one.variant.value) + offset, one.measures[name]) for one in figures if name in one.measures]
     colour, marker = STYLES[number % len(STYLES)]
     centres = [found.value for _, found in known]
@@ -67,10 +77,12 @@ def _series(
         [max(0.0, found.value - found.low) for _, found in known],
         [max(0.0, found.high - found.value) for _, found in known],
     ]
-    axes.errorbar(
+    drawn = axes.errorbar(
         [x for x, _ in known], centres, yerr=errors, label=figures[0].variant.series, color=colour, marker=marker,
-        markersize=6, capsize=3, linewidth=1.0, elinewidth=1.6, linestyle=":",
+        markersize=6, capsize=3, linewidth=1.0, elinewidth=1.6,
     )  # fmt: skip
+    line: Line2D = drawn.lines[0]
+    return line
 
 
 def _dress(axes: Axes, title: str, values: Sequence[str]) -> None:

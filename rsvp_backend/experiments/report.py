@@ -65,16 +65,18 @@ def to_markdown(plan: Plan, figures: Sequence[Figures], about: dict[str, Any]) -
     """The table, then the paper's, then what the two say together."""
     columns = [name for name in COLUMNS[plan.name] if any(name in one.measures for one in figures)]
     repeated = any(one.spread is not None for one in figures)
+    who = [] if plan.name == "mllm" else ["stage 1"]  # there it is what is varied
     heads = [
-        "stage 1", plan.varied, "gIoU (95 %)", f"against {plan.reference}", *(MEASURES[name].title for name in columns),
+        *who, plan.varied, "gIoU (95 %)", f"against {plan.reference}", *(MEASURES[name].title for name in columns),
         *(["spread", "best of repeats"] if repeated else []), "seconds",
     ]  # fmt: skip
     lines = [_line(heads), "|---" * len(heads) + "|"]
     for one in figures:
         extra = [_shown(one.spread), _shown(one.best)] if repeated else []
+        names = [one.variant.series, one.variant.value][-1 - len(who) :]
         lines.append(
             _line([
-                one.variant.series, one.variant.value, _interval(one.measures.get("giou")), _signed(one),
+                *names, _interval(one.measures.get("giou")), _signed(one),
                 *(_shown(found.value if (found := one.measures.get(name)) else None) for name in columns), *extra,
                 f"{one.seconds:.3f}",
             ])

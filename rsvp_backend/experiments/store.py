@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rsvp_backend.experiments.measuring import Row
@@ -18,7 +20,7 @@ FILE = "rows.jsonl"
 class Store:
     """Rows by variant, question, repeat and version; those of earlier versions stay in the file and are not mixed in.
 
-    Safe to share by threads, not by processes.
+    Safe to share by threads; processes take turns, see `alone`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,6 +34,15 @@ class Store:
             self._read()
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror} (--out)") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out. Raises `DataError` where one is at work."""
+        try:
+            with durable.locked(self.path, 0.0):
+                yield
+        except TimeoutError:
+            raise DataError(f"{self.path}: another sweep is writing it: wait for it, or choose another --out") from None
 
     def add(self, row: Row) -> None:
         """Keep it; a kill right after loses nothing. Raises `DataError` on a full disk."""
