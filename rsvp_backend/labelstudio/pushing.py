@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsvp_backend.answers import RETRY_SUFFIX
-from rsvp_backend.errors import LabelStudioError
-from rsvp_backend.labelstudio.client import LabelStudioClient, RefusedError
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.listing import one_of, query, versions_of, with_version
 
 Items = Mapping[int, Mapping[str, Any]]
@@ -29,24 +28,17 @@ def push(client: LabelStudioClient, task_id: int, item: Mapping[str, Any], versi
     return store
 
 
-def push_many(
-    client: LabelStudioClient, project: int, items: Items, version: str
-) -> dict[int, bool | LabelStudioError]:
-    """`push` for tasks of one project, in two requests instead of two for each; what became of each task.
+def push_many(client: LabelStudioClient, project: int, items: Items, version: str) -> dict[int, bool]:
+    """`push` for tasks of one project, in two requests instead of two for each; whether each was stored now.
 
-    Where Label Studio refuses them together, because of one of them or of the token's rights, they go one by one:
-    a task that is gone has a `TaskGoneError` in its place. Raises `LabelStudioAwayError` and what concerns them all.
+    All or none are: raises `RefusedError` where one of them is gone or refused, or the token may store single ones
+    only. They can be pushed one by one then.
     """
     held = _held(client, project, items, version)
     new = {task: item for task, item in items.items() if version not in held.get(task, ())}
-    try:
-        if new:
-            made = [{"task": task, **item, "model_version": version} for task, item in new.items()]
-            client.create_predictions(project, made)
-    except RefusedError as error:
-        if error.status == 401:
-            raise
-        return {task: _alone(client, task, item, version) for task, item in items.items()}
+    if new:
+        made = [{"task": task, **item, "model_version": version} for task, item in new.items()]
+        client.create_predictions(project, made)
     for task, versions in held.items():
         if version + RETRY_SUFFIX in versions:
             push(client, task, items[task], version)
@@ -65,12 +57,3 @@ def _held(client: LabelStudioClient, project: int, items: Items, version: str) -
     """The versions of the tasks among ``items`` that have some kind of ``version``."""
     page = client.task_page(project, query(one_of(list(items)), with_version(version)), page_size=len(items))
     return {int(task["id"]): versions_of(client, task) for task in page["tasks"]}
-
-
-def _alone(client: LabelStudioClient, task: int, item: Mapping[str, Any], version: str) -> bool | LabelStudioError:
-    try:
-        return push(client, task, item, version)
-    except RefusedError as error:
-        if error.status in (401, 403):
-            raise
-        return error

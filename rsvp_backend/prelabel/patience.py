@@ -22,14 +22,8 @@ TRIES = 5
 class Patience:
     """Safe to share by threads. ``limit_s``: how long Label Studio may be away; ``stopped``: waits no longer then."""
 
-    def __init__(
-        self,
-        client: LabelStudioClient,
-        limit_s: float,
-        stopped: Callable[[], bool],
-        waits_s: tuple[float, ...] = WAITS_S,
-    ) -> None:
-        self._client, self._limit_s, self._stopped, self._waits_s = client, limit_s, stopped, waits_s
+    def __init__(self, client: LabelStudioClient, limit_s: float, stopped: Callable[[], bool]) -> None:
+        self._client, self._limit_s, self._stopped = client, limit_s, stopped
         self._lock = threading.Lock()
         self.trouble = ""
         """What is being waited for at present."""
@@ -67,7 +61,7 @@ class Patience:
         return True
 
     def _wait(self, error: LabelStudioAwayError, attempt: int, began_s: float) -> None:
-        wait_s = self._waits_s[min(attempt, len(self._waits_s) - 1)]
+        wait_s = WAITS_S[min(attempt, len(WAITS_S) - 1)]
         left_s = self._limit_s - (time.monotonic() - began_s)
         if left_s <= 0 or self._stopped():
             raise error

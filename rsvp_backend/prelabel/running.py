@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rsvp_backend.errors import RsvpError
 from rsvp_backend.jobs.job import one_line
 from rsvp_backend.metrics import meter_of
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.prelabel.line import Line, Stage
 from rsvp_backend.prelabel.looking import BATCH, batches, look_many
 from rsvp_backend.prelabel.room import Room
-from rsvp_backend.prelabel.steps import Answered, Asked, Common, Fetch, Seen, Work, ask, cut
+from rsvp_backend.prelabel.steps import Answered, Asked, Common, Fetch, Seen, Work, ask, cut, failed, fault
 from rsvp_backend.types import EmptyReason
 
 IN_A_ROW = 20
@@ -197,7 +198,12 @@ def _stages(rsvp: RSVP, steps: Steps, room: Room, given_up: Callable[[], bool]) 
 
 
 def _encoded(answered: Answered, encode: Callable[[Answered], Result]) -> Result:
-    if answered.final:
-        return encode(answered)
+    try:
+        if answered.final:
+            return encode(answered)
+    except RsvpError:
+        raise  # not this task's: the disk is full, say
+    except Exception as error:
+        answered = failed(answered.work, EmptyReason.INTERNAL, fault(answered.work, error))
     outcome = answered.outcome
     return Result(answered.work.key, "failed", None).failed(str(outcome.reason), outcome.detail)

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from rsvp_backend.answers import FINAL_REASONS, Question, read_task, settle_labels
-from rsvp_backend.errors import DeadlineError, ImageError, InstructionError
+from rsvp_backend.errors import DeadlineError, ImageError, InstructionError, RsvpError
 from rsvp_backend.labelstudio.tags import LabelConfig
 from rsvp_backend.pipeline import RSVP, Look
 from rsvp_backend.timing import timed
@@ -77,7 +77,7 @@ class Answered:
 
 
 def ask(work: Work, common: Common, fetch: Fetch) -> Asked | Answered:
-    """Read the task and fetch its image."""
+    """Read the task and fetch its image. Raises what ``fetch`` raises besides: that is no fault of the task."""
     timings_s: dict[str, float] = {}
     uri = ""
     try:
@@ -89,6 +89,10 @@ def ask(work: Work, common: Common, fetch: Fetch) -> Asked | Answered:
         return failed(work, EmptyReason.NO_INSTRUCTION, str(error))
     except (ImageError, DeadlineError) as error:
         return failed(work, EmptyReason.IMAGE, str(error), uri)
+    except RsvpError:
+        raise  # not this task's: Label Studio stays away, say
+    except Exception as error:
+        return failed(work, EmptyReason.INTERNAL, fault(work, error), uri)
     return Asked(work, question, image, timings_s)
 
 
@@ -123,8 +127,11 @@ def failed(work: Work, reason: EmptyReason, detail: str, uri: str = "") -> Answe
     return Answered(work, Outcome.empty(reason, detail, Trace(instruction="")), uri)
 
 
+def fault(work: Work, error: Exception) -> str:
+    """A fault of this program on one task is that task's failure: logged, and told in one line."""
+    log.error("task %s failed", work.key, exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
 def _crashed(asked: Asked, error: Exception) -> Answered:
-    """The one broad catch: a fault of this program on one task is that task's failure."""
-    log.error("task %s failed", asked.work.key, exc_info=error)
-    outcome = Outcome.empty(EmptyReason.INTERNAL, f"{type(error).__name__}: {error}", Trace(instruction=""))
-    return answered(asked, outcome)
+    return failed(asked.work, EmptyReason.INTERNAL, fault(asked.work, error), asked.question.uri)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -17,7 +18,7 @@ from rsvp_backend.errors import ImageError, LabelStudioError
 from rsvp_backend.flights import CacheLimits, Flights
 from rsvp_backend.jobs.job import one_line
 from rsvp_backend.labelstudio.client import LabelStudioClient, RefusedError, TaskGoneError
-from rsvp_backend.labelstudio.pushing import drop_doubles, push_many
+from rsvp_backend.labelstudio.pushing import drop_doubles, push, push_many
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.prelabel.journal import Failures, Sending, alone
@@ -106,10 +107,23 @@ class Studio:
             return list(results)
         self.sending.sent(items, version)
         before = self.patience.outages
-        became = self.patience(lambda: push_many(self.client, self.project, items, version))
+        became: Mapping[int, bool | LabelStudioError]
+        try:
+            became = self.patience(lambda: push_many(self.client, self.project, items, version))
+        except RefusedError:
+            became = {task: self._store_one(task, item, version) for task, item in items.items()}
         if self.patience.outages == before:  # else a request whose answer was lost may still be stored
             self.sending.stored(items)
         return [_stored(one, became[int(one.key)]) for one in results]
+
+    def _store_one(self, task: int, item: Mapping[str, Any], version: str) -> bool | LabelStudioError:
+        """A refusal stands in the place of its task, unless it concerns them all."""
+        try:
+            return self.patience(lambda: push(self.client, task, item, version))
+        except RefusedError as error:
+            if error.status in (401, 403):
+                raise
+            return error
 
     def tidy(self) -> None:
         """Where an earlier request was cut off, see that it did not come to a second prediction."""
