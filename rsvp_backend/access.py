@@ -7,6 +7,7 @@ import logging
 from rsvp_backend.errors import SettingsError
 from rsvp_backend.labelstudio.auth import TokenAuth
 from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.hosts import allowed_hosts
 from rsvp_backend.labelstudio.images import ImageFetcher, ImageLimits
 from rsvp_backend.settings import Settings
 
@@ -34,4 +35,5 @@ def make_fetcher(settings: Settings) -> ImageFetcher:
         limits,
         allow_private=settings.allow_private_addresses,
         public_url=settings.label_studio_public_url,
+        hosts=allowed_hosts(settings.image_hosts),
     )

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsvp_backend.serving.body import BodyError, read_body
+from rsvp_backend.security.bodies import BodyError, cleaned
+from rsvp_backend.serving.body import read_body
 
 DATA = Path(__file__).parent / "data" / "label_studio"
 VALUES = st.recursive(
@@ -27,8 +28,14 @@ def test_it_reads_what_the_json_module_writes(
 ) -> None:
     body = {"project": project, "tasks": tasks, "params": {"context": None}, "label_config": config, "more": [1, {}]}
     read = read_body(json.dumps(body, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
-    assert list(read.tasks) == [{name: task[name] for name in ("id", "data") if name in task} for task in tasks]
-    assert (read.label_config, read.project, read.context, read.asks) == (config, str(project), None, True)
+    kept = [{name: cleaned(task[name]) for name in ("id", "data") if name in task} for task in tasks]
+    assert list(read.tasks) == kept
+    assert (read.label_config, read.project, read.context, read.asks) == (
+        cleaned(config),
+        cleaned(str(project)),
+        None,
+        True,
+    )
 
 
 @pytest.mark.parametrize(

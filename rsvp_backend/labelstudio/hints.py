@@ -19,6 +19,7 @@ from rsvp_backend.types import Box, Click
 
 KEYPOINTS = ("keypointlabels", "keypoint")
 RECTANGLES = ("rectanglelabels", "rectangle")
+_FARTHEST_PCT = 1e6
 
 Result = Mapping[str, Any]
 
@@ -109,7 +110,7 @@ def _clipped(low: float, high: float, limit_px: int) -> tuple[int, int]:
 def _percent(result: Result, name: str, default: float | None = None) -> float:
     value = result.get("value")
     number = value.get(name, default) if isinstance(value, Mapping) else None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= _FARTHEST_PCT:
         raise _UnusableError(f"{name} is {number!r:.30}: a number is expected")
     return float(number)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 import ssl
 import threading
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import httpcore
 import httpx
@@ -13,12 +15,14 @@ from PIL import Image
 
 from rsvp_backend.errors import DeadlineError, ImageError, LabelStudioError
 from rsvp_backend.labelstudio.auth import TokenAuth, origin
-from rsvp_backend.labelstudio.network import GuardedBackend
+from rsvp_backend.labelstudio.hosts import HostRule
+from rsvp_backend.labelstudio.network import GuardedBackend, Reach
 from rsvp_backend.labelstudio.pixels import data_url_bytes, decode_image
 from rsvp_backend.types import Deadline
 
 _CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure_spi")
-_TOKEN_PATHS = ("/data/", "/storage-data/", "/tasks/")
+_FILES = re.compile(r"/(data|storage-data)/.|/tasks/(?P<task>\d+)/(presign|resolve)/")
+_CLIMBS = re.compile(r"(^|[/\\])\.\.?([/\\]|$)")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -36,9 +40,10 @@ class ImageFetcher:
     """Fetches uploads and local files of Label Studio, http(s) and data URLs, and cloud URIs through Label Studio.
 
     The token goes to Label Studio's own origin only, and there only to paths that serve files. Private addresses are
-    refused, Label Studio's own excepted, unless ``allow_private``. ``public_url``: the address that Label Studio uses
-    for itself in task data where it is not ``base_url`` (two networks); such URLs are fetched at ``base_url``.
-    Proxy variables of the environment are not used. Safe to share by threads.
+    refused, Label Studio's own excepted, unless ``allow_private``; ``hosts``, where given, are the only others that are
+    asked. ``public_url``: the address that Label Studio uses for itself in task data where it is not ``base_url`` (two
+    networks); such URLs are fetched at ``base_url``. Proxy variables of the environment are not used. Safe to share by
+    threads.
     """
 
     def __init__(
@@ -48,12 +53,13 @@ class ImageFetcher:
         limits: ImageLimits | None = None,
         allow_private: bool = False,
         public_url: str | None = None,
+        hosts: tuple[HostRule, ...] | None = None,
     ) -> None:
         self._base = httpx.URL(base_url.rstrip("/")) if base_url else None
         self._public = httpx.URL(public_url) if public_url else None
         self._auth = auth
         self._limits = limits or ImageLimits()
-        self._allow_private = allow_private
+        self._reach = Reach(_trusted(self._base), hosts, allow_private)
         self._tls: ssl.SSLContext | None = None
         self._tls_lock = threading.Lock()
 
@@ -65,7 +71,7 @@ class ImageFetcher:
         until = own if deadline is None or own.at_s < deadline.at_s else deadline
         url = self._locate(uri, task_id)
         try:
-            data = self._download(url, until)
+            data = self._download(url, until, task_id)
         except httpcore.TimeoutException:
             if deadline is not None and deadline.expired:
                 raise DeadlineError(f"{_shown(url)}: the request's time was over before the image came") from None
@@ -84,8 +90,8 @@ class ImageFetcher:
     def _locate(self, uri: str, task_id: int | None) -> httpx.URL:
         try:
             url = httpx.URL(uri)
-        except httpx.InvalidURL as error:
-            raise ImageError(f"the image's address {uri[:100]!r} is not valid: {error}") from None
+        except (httpx.InvalidURL, ValueError) as error:  # the latter of names and texts that cannot be encoded
+            raise ImageError(f"the image's address {uri[:100]!a} is not valid: {ascii(str(error))[1:-1]}") from None
         if url.scheme in ("http", "https") and url.host:
             is_public = self._public is not None and origin(url) == origin(self._public)
             return self._on_base(url.raw_path.decode("ascii")) if is_public and self._base else url
@@ -107,12 +113,12 @@ class ImageFetcher:
         prefix = self._base.path.rstrip("/")
         return self._base.join(path if prefix and path.startswith(f"{prefix}/") else prefix + path)
 
-    def _download(self, url: httpx.URL, deadline: Deadline) -> bytes:
+    def _download(self, url: httpx.URL, deadline: Deadline, task_id: int | None) -> bytes:
         """Follow redirects by hand: every hop is checked again, and the token stays behind at the first foreign one."""
         own = True
         for _ in range(self._limits.max_redirects + 1):
             own = own and self._base is not None and origin(url) == origin(self._base)
-            answer = self._get(url, deadline, with_token=own)
+            answer = self._get(url, deadline, signed=own and self._serves_files(url, task_id))
             if isinstance(answer, bytes):
                 return answer
             url = answer
@@ -120,9 +126,8 @@ class ImageFetcher:
                 raise ImageError(f"a redirect leads to {_shown(url)}: only http and https are followed")
         raise ImageError(f"{_shown(url)}: more than {self._limits.max_redirects} redirects")
 
-    def _get(self, url: httpx.URL, deadline: Deadline, with_token: bool) -> bytes | httpx.URL:
+    def _get(self, url: httpx.URL, deadline: Deadline, signed: bool) -> bytes | httpx.URL:
         """The body, or where a redirect leads; a 401 with a personal token is tried once more with a renewed one."""
-        signed = with_token and self._serves_files(url)
         header = self._auth.header(timeout_s=deadline.remaining_s) if self._auth and signed else None
         answer = self._request(url, deadline, header)
         if answer == 401 and self._auth and header and self._auth.kind == "personal":
@@ -137,14 +142,14 @@ class ImageFetcher:
         if authorization:
             headers.append(("Authorization", authorization))
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        backend = GuardedBackend(deadline, self._trusted(), self._allow_private)
+        backend = GuardedBackend(deadline, self._reach)
         with (
             httpcore.ConnectionPool(ssl_context=self._tls_context(), network_backend=backend) as pool,
             pool.stream("GET", target, headers=headers) as response,
         ):
             location = _header(response, b"location")
             if response.status in _REDIRECTS and location:
-                return url.join(location.decode("latin-1"))
+                return _target(url, location)
             return self._body(url, response) if response.status == 200 else response.status
 
     def _body(self, url: httpx.URL, response: httpcore.Response) -> bytes:
@@ -160,17 +165,17 @@ class ImageFetcher:
                 return bytes(body)
         raise ImageError(f"{_shown(url)} is larger than {limit} bytes (RSVP_IMAGE_MAX_BYTES)")
 
-    def _serves_files(self, url: httpx.URL) -> bool:
-        """Whether the token may go to this path: an image URI must not make the backend call the API in its name."""
+    def _serves_files(self, url: httpx.URL, task_id: int | None) -> bool:
+        """Whether the token may go to this path: an image URI must not make the backend call the API in its name, nor
+        have another task's storage opened for it, however the path is written."""
+        path = url.path
+        while (plain := unquote(path)) != path:
+            path = plain
         prefix = self._base.path.rstrip("/") if self._base else ""
-        return url.path.removeprefix(prefix).startswith(_TOKEN_PATHS)
-
-    def _trusted(self) -> frozenset[tuple[str, int]]:
-        if self._base is None:
-            return frozenset()
-        _, host, port = origin(self._base)
-        names = ("localhost", "127.0.0.1", "::1") if host == "localhost" else (host,)
-        return frozenset((name, port) for name in names)
+        found = _FILES.match(path.removeprefix(prefix))
+        if found is None or _CLIMBS.search(path):
+            return False
+        return found["task"] is None or task_id is None or int(found["task"]) == task_id
 
     def _tls_context(self) -> ssl.SSLContext:
         with self._tls_lock:
@@ -184,6 +189,21 @@ class ImageFetcher:
         if signed and status in (404, 500):
             return ": the file is gone, or the project lacks the storage that serves it"
         return ""
+
+
+def _trusted(base: httpx.URL | None) -> frozenset[tuple[str, int]]:
+    if base is None:
+        return frozenset()
+    _, host, port = origin(base)
+    names = ("localhost", "127.0.0.1", "::1") if host == "localhost" else (host,)
+    return frozenset((name, port) for name in names)
+
+
+def _target(url: httpx.URL, location: bytes) -> httpx.URL:
+    try:
+        return url.join(location.decode("latin-1"))
+    except (httpx.InvalidURL, ValueError):
+        raise ImageError(f"{_shown(url)} leads to {location[:100]!r}, which is no address") from None
 
 
 def _header(response: httpcore.Response, name: bytes) -> bytes:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpcore
 
 from rsvp_backend.errors import ImageError
+from rsvp_backend.labelstudio.hosts import HostRule
 from rsvp_backend.types import Deadline
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
 
 
 def is_public(address: str) -> bool:
@@ -23,21 +29,50 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
+        if inner is None and (ip not in _GLOBAL_UNICAST or ip in _DOCUMENTATION):
+            return False
+        ip = inner or ip
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which hosts may be connected to. ``trusted``: (host, port) pairs of Label Studio's own, on whatever address.
+
+    Of the others only ``hosts`` where these are given, and none on a private address unless ``allow_private``.
+    """
+
+    trusted: frozenset[tuple[str, int]] = frozenset()
+    hosts: tuple[HostRule, ...] | None = None
+    allow_private: bool = False
+
+    def check_name(self, host: str, port: int) -> None:
+        """Raises `ImageError`."""
+        if self.hosts is None or (host, port) in self.trusted or any(rule.allows(host, port) for rule in self.hosts):
+            return
+        raise ImageError(f"host {host!r}, port {port}, is not one that images may come from: see RSVP_IMAGE_HOSTS")
+
+    def check_addresses(self, host: str, port: int, addresses: Iterable[str]) -> None:
+        """Raises `ImageError`."""
+        if self.allow_private or (host, port) in self.trusted:
+            return
+        refused = next((address for address in addresses if not is_public(address)), None)
+        if refused is not None:
+            raise ImageError(
+                f"host {host!r} has the private or local address {refused}: refused. Only Label Studio's own "
+                "host (RSVP_LABEL_STUDIO_URL) may be private; RSVP_ALLOW_PRIVATE_ADDRESSES=true allows others"
+            )
+
+
 class GuardedBackend(httpcore.NetworkBackend):
-    """Opens TCP connections for httpcore. ``trusted``: (host, port) pairs that may lie on private addresses.
+    """Opens TCP connections for httpcore, within ``reach``.
 
     The address that was checked is the one that is connected to. Raises `ImageError` for refused ones.
     """
 
-    def __init__(self, deadline: Deadline, trusted: frozenset[tuple[str, int]], allow_private: bool) -> None:
+    def __init__(self, deadline: Deadline, reach: Reach) -> None:
         self._deadline = deadline
-        self._trusted = trusted
-        self._allow_private = allow_private
+        self._reach = reach
         self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -48,14 +83,9 @@ class GuardedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = _resolve(host, port)
-        if not self._allow_private and (host, port) not in self._trusted:
-            refused = [address for address in addresses if not is_public(address)]
-            if refused:
-                raise ImageError(
-                    f"host {host!r} has the private or local address {refused[0]}: refused. Only Label Studio's own "
-                    "host (RSVP_LABEL_STUDIO_URL) may be private; RSVP_ALLOW_PRIVATE_ADDRESSES=true allows others"
-                )
+        self._reach.check_name(host, port)
+        addresses = _resolved(host, port, self._deadline)
+        self._reach.check_addresses(host, port, addresses)
         error: Exception = httpcore.ConnectError(f"host {host!r} has no address")
         for address in addresses:
             try:
@@ -100,9 +130,22 @@ def _left(deadline: Deadline) -> float:
     return deadline.remaining_s
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolved(host: str, port: int, deadline: Deadline) -> list[str]:
+    """The host's addresses. Whoever answers for a name may take his time, but not more than there is."""
+    answer: SimpleQueue[list[str] | ImageError] = SimpleQueue()
+    threading.Thread(target=lambda: answer.put(_look_up(host, port)), name="resolve", daemon=True).start()
+    try:
+        found = answer.get(timeout=_left(deadline))
+    except Empty:
+        raise httpcore.ConnectTimeout(f"host {host!r} was not resolved in time") from None
+    if isinstance(found, ImageError):
+        raise found
+    return found
+
+
+def _look_up(host: str, port: int) -> list[str] | ImageError:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ImageError(f"host {host!r} cannot be resolved: {error}") from None
+    except (OSError, ValueError, OverflowError) as error:  # the latter two: no name, no port
+        return ImageError(f"host {host!r} cannot be resolved: {error}")
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

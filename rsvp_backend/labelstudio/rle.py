@@ -24,6 +24,7 @@ _LENGTH_BITS = (3, 4, 8, 16)
 _LONGEST_RUN = 1 << 16
 _BLOCK_BYTES = 1 << 19
 _ROW_BITS = 1 << 12
+_LONGEST_SHARE = 6  # bytes of RLE per pixel where each of its four bytes is a record of its own, 12 bits wide
 _LITERAL = 1  # in place of a width: runs take 12 bits or more
 
 _Ints = npt.NDArray[np.int64]
@@ -49,12 +50,12 @@ def decode(rle: Sequence[int], height_px: int, width_px: int) -> BoolMask:
     """Brush RLE -> bool ``(height_px, width_px)``, true where alpha > 127.
 
     Safe on hostile input: the announced size must equal the image's before anything is allocated for it, and all
-    other work is linear in ``len(rle)``. Raises `RleError` on any damage.
+    other work is linear in ``len(rle)``, which the image's size bounds. Raises `RleError` on any damage.
     """
     size_px = height_px * width_px
     if height_px < 1 or width_px < 1 or size_px > MAX_PIXELS:
         raise RleError(f"image is {width_px} x {height_px}: 1 to {MAX_PIXELS} pixels are expected")
-    data = _to_bytes(rle)
+    data = _to_bytes(rle, size_px)
     length_bits = _read_header(data, size_px * 4)
     starts = _record_starts(data, length_bits)
     values, lengths = _records(data, starts, length_bits, size_px * 4)
@@ -93,7 +94,12 @@ def _pack(codes: _Ints, widths: _Ints) -> list[int]:
     return list(packed.astype(">u4").tobytes()[: total_bits // 8 + 1])
 
 
-def _to_bytes(rle: Sequence[int]) -> bytes:
+def _to_bytes(rle: Sequence[int], size_px: int) -> bytes:
+    # `bytes` of a number is that many zeros.
+    if not isinstance(rle, list | tuple | bytes | bytearray):
+        raise RleError(f"the RLE is {type(rle).__name__}: a list of integers from 0 to 255 is expected")
+    if len(rle) > (longest := _LONGEST_SHARE * size_px + 64):
+        raise RleError(f"the RLE has {len(rle)} bytes: at most {longest} are expected of {size_px} pixels")
     try:
         data = bytes(rle)
     except (TypeError, ValueError) as error:

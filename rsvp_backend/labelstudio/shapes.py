@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rsvp_backend.errors import ImageError, RsvpError
+from rsvp_backend.errors import RsvpError
 from rsvp_backend.labelstudio import rle
+from rsvp_backend.labelstudio.containers import overload
 from rsvp_backend.labelstudio.pixels import data_url_bytes
 from rsvp_backend.types import BoolMask
 
@@ -72,13 +73,17 @@ def bitmask(url: object, height_px: int, width_px: int) -> BoolMask:
         raise ShapeError(f"imageDataURL is {url!r:.40}: a data URL with a PNG is expected")
     try:
         data = data_url_bytes(url, 2**16 + _PNG_BYTES_PER_PIXEL * height_px * width_px)
+        if (much := overload(data)) is not None:
+            raise ShapeError(f"the bitmask has {much}: a PNG as Label Studio writes it is expected")
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size != (width_px, height_px):
                 raise ShapeError(f"the bitmask is {image.width} x {image.height}, its image {width_px} x {height_px}")
             if not image.has_transparency_data:
                 raise ShapeError(f"the bitmask has no transparency ({image.mode}): the mask is expected in its alpha")
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-    except (ImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except ShapeError:
+        raise
+    except Exception as error:  # on a damaged file the decoder raises nearly anything
         raise ShapeError(f"the bitmask is not a readable PNG: {error}") from None
     mask: BoolMask = alpha > 127
     return mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -18,10 +19,10 @@ from rsvp_backend.types import Marks, Proposal, Regions
 
 MAX_ANSWER_CHARS = 50_000
 MAX_OBJECT_CHARS = 200
-_TAG = "(?:think|thinking|thought|reasoning)"
-_THINKING = re.compile(rf"<{_TAG}>.*?</{_TAG}>", re.DOTALL | re.IGNORECASE)
-_BEFORE_END = re.compile(rf"^.*</{_TAG}>", re.DOTALL | re.IGNORECASE)
-_AFTER_START = re.compile(rf"<{_TAG}>.*", re.DOTALL | re.IGNORECASE)
+MAX_BROKEN = 5000
+"""Places where JSON begins and breaks off; each may have been read to its end."""
+_TAG = re.compile("<(?P<closes>/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_LEVEL = re.compile(r'\[\s*|\{\s*"[^"\\]*"\s*:\s*')
 _JSON_START = re.compile(r'\{\s*["}]|\[\s*\{')
 
 
@@ -51,7 +52,17 @@ def without_thinking(text: str) -> str:
 
     The opening tag may be part of the prompt and thus missing; a block that never ends is thinking to the end.
     """
-    return _AFTER_START.sub("", _BEFORE_END.sub("", _THINKING.sub("", text))).strip()
+    kept: list[str] = []
+    at, inside = 0, False
+    for tag in _TAG.finditer(text):
+        if tag["closes"]:
+            if not inside:
+                kept.clear()
+            at, inside = tag.end(), False
+        elif not inside:
+            kept.append(text[at : tag.start()])
+            inside = True
+    return "".join(kept if inside else [*kept, text[at:]]).strip()
 
 
 def _json_values(text: str) -> list[Any]:
@@ -70,14 +81,18 @@ def _find_answer(text: str, echoes: list[Any]) -> list[Any]:
     """The list of raw proposals. Parts of a broken outer object never count as an answer, nor do ``echoes``."""
     whole: Any = None
     bare: list[list[Any]] = []
-    problem = ""
+    problem, broken = "", 0
     at = 0
     while match := _JSON_START.search(text, at):
         try:
             value, end = _DECODER.raw_decode(text, match.start())
             is_echo = value in echoes
         except (ValueError, RecursionError) as error:
-            problem, at = _syntax_problem(error), match.start() + 1
+            deep = isinstance(error, RecursionError)
+            problem, broken = _syntax_problem(error), broken + 1
+            at = _less_deep(text, match.start()) if deep else match.start() + 1
+            if broken > MAX_BROKEN:
+                raise AnswerError(problem) from None
             continue
         at = end
         if is_echo:
@@ -98,6 +113,15 @@ def _find_answer(text: str, echoes: list[Any]) -> list[Any]:
         seen = f"{len(bare)} separate JSON objects" if bare else "no JSON object"
         raise AnswerError(f'the answer holds {seen}: one object with the list "proposals" is expected')
     return bare[0]
+
+
+def _less_deep(text: str, start: int) -> int:
+    """Where to read on in JSON that is nested too deeply: what begins before that is so as well."""
+    levels, at = [start], start
+    while match := _LEVEL.match(text, at):
+        at = match.end()
+        levels.append(at)
+    return max(start + 1, levels[-sys.getrecursionlimit()] if len(levels) > sys.getrecursionlimit() else 0)
 
 
 def _proposal(item: Any, where: str, marks: Marks, labels: tuple[str, ...]) -> Proposal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 
 from rsvp_backend.security.masking import Mask
@@ -26,6 +27,8 @@ def set_up_logging(settings: Settings) -> None:
     handler.addFilter(RecordFilter(Mask.of(settings)))
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # one for each odd tag of a picture
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 

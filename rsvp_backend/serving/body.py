@@ -9,24 +9,22 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rsvp_backend.answers import asks_something
-from rsvp_backend.errors import LabelConfigError, RsvpError
+from rsvp_backend.errors import LabelConfigError
 from rsvp_backend.labelstudio.tags import parse_label_config
+from rsvp_backend.security.bodies import BodyError, cleaned
 
 JSON = dict[str, Any]
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODE = json.JSONDecoder().raw_decode
-_KEPT = ("id", "data")
+_DECODE = json.JSONDecoder(parse_constant=lambda _: None).raw_decode
+_READ = ("tasks", "label_config", "project", "params")
+_ID_CHARS = 50
 _PIECE_CHARS = 2**16
 _PAUSE_S = 0.0005
-
-
-class BodyError(RsvpError):
-    """The body is not what /predict takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,9 @@ def read_body(raw: bytes) -> PredictBody:
 def _known(reader: _Reader) -> JSON:
     known: JSON = {}
     for key in reader.members():
-        known[key] = _tasks(reader) if key == "tasks" else reader.value()
+        value = _tasks(reader) if key == "tasks" else reader.value()
+        if key in _READ:
+            known[key] = value if key == "tasks" else cleaned(value)
     reader.end()
     return known
 
@@ -78,8 +78,16 @@ def _tasks(reader: _Reader) -> tuple[JSON, ...]:
             time.sleep(_PAUSE_S)  # whoever waits for the interpreter's lock gets it now, not only in 5 ms
         if not isinstance(task, dict):
             raise ValueError(f"task {len(tasks) + 1} is {str(task)[:50]!r}, an object is expected")
-        tasks.append({name: task[name] for name in _KEPT if name in task})
+        tasks.append({name: read(task[name]) for name, read in _KEPT.items() if name in task})
     return tuple(tasks)
+
+
+def _identity(value: Any) -> int | str | None:
+    """As it is logged and kept in traces."""
+    return value if isinstance(value, int) else cleaned(value)[:_ID_CHARS] if isinstance(value, str) else None
+
+
+_KEPT: dict[str, Callable[[Any], Any]] = {"id": _identity, "data": cleaned}
 
 
 def _asks(body: PredictBody) -> bool:

@@ -19,8 +19,9 @@ from rsvp_backend import __version__
 from rsvp_backend.engine import Engine, NotReadyError, State
 from rsvp_backend.errors import LabelConfigError
 from rsvp_backend.labelstudio.tags import parse_label_config
+from rsvp_backend.security.bodies import BodyError, cleaned
 from rsvp_backend.serving.answering import Batch
-from rsvp_backend.serving.body import BodyError, read_body
+from rsvp_backend.serving.body import read_body
 from rsvp_backend.serving.desk import BusyError, Desk
 from rsvp_backend.settings import Settings
 from rsvp_backend.types import Deadline
@@ -55,7 +56,7 @@ class ProjectDefaults:
         self._by_project.pop(str(project), None)
         text = extra_params.get("instruction") if isinstance(extra_params, Mapping) else None
         if isinstance(text, str) and text.strip():
-            self._by_project[str(project)] = text.strip()
+            self._by_project[str(project)] = cleaned(text.strip())
             if len(self._by_project) > MAX_PROJECTS:
                 self._by_project.popitem(last=False)
 
