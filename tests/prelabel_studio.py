@@ -88,8 +88,6 @@ class FakeStudio:
     def _listed(self, asked: dict[str, str]) -> Reply:
         query = json.loads(asked.get("query", "{}"))
         rows = [row for row in map(self._row, sorted(self.tasks)) if self._fits(row, query)]
-        if query.get("ordering") == ["tasks:predictions_score"]:
-            rows.sort(key=lambda row: (row["predictions_score"] is None, row["predictions_score"]))
         if "view" in asked:
             rows.reverse()
         size, page = int(asked["page_size"]), int(asked.get("page", 1))
@@ -97,12 +95,11 @@ class FakeStudio:
 
     def _row(self, task: int) -> dict[str, Any]:
         held = [one for one in self.predictions.values() if one["task"] == task]
-        scores = [one["score"] for one in held if one["score"] is not None]
         return {
             "id": task,
             "data": self.tasks[task],
             "predictions_model_versions": ",".join(one["model_version"] for one in held),
-            "predictions_score": min(scores, default=None),
+            "predictions": held,
             "total_annotations": int(task in self.annotated),
             "cancelled_annotations": 0,
         }

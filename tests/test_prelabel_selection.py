@@ -86,7 +86,7 @@ def test_filters_reach_the_data_manager(studio: FakeStudio) -> None:
 
 def test_orders(studio: FakeStudio) -> None:
     studio.add(6)
-    for task, score in ((2, 0.9), (4, 0.1), (5, 0.4)):
+    for task, score in ((2, 0.2), (2, 0.9), (4, 0.1), (5, 0.4), (5, None)):
         studio.hold(task, "rsvp-demo-older", score)
     assert chosen(studio, Selection(order="doubt")) == [4, 5, 2, 1, 3, 6]
     assert chosen(studio, Selection(order="doubt", ranges=((1, 4),), limit=2)) == [4, 2]

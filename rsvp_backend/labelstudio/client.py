@@ -240,13 +240,16 @@ class LabelStudioClient:
         page: int = 1,
         timeout_s: float = 120.0,
         view: int | None = None,
+        whole: bool = False,
     ) -> JSON:
         """``{tasks, total}`` by a query of the data manager's (``filters``, ``ordering``), or by one of its views.
 
-        Tasks without annotations and predictions, their data as imported; ``predictions_model_versions`` only where
-        the query names it.
+        Tasks with their data as imported; ``predictions_model_versions`` only where the query names it, annotations
+        and predictions only if ``whole``.
         """
-        asked = {"query": json.dumps(query)} if view is None else {"view": view}
+        asked: JSON = {"query": json.dumps(query)} if view is None else {"view": view}
+        if whole:
+            asked["fields"] = "all"
         params = {"project": project, "resolve_uri": "false", "page": page, "page_size": page_size, **asked}
         return self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
 

@@ -15,6 +15,7 @@ from rsvp_backend.labelstudio.client import JSON, LabelStudioClient
 
 PAGE = 100
 _IDS_PAGE = 500
+_WHOLE_PAGE = 25
 _CUT_OFF_CHARS = 480
 """Label Studio shows 500 characters of a task's versions."""
 OPEN = (
@@ -31,9 +32,9 @@ def at_once(request: Callable[[], JSON]) -> JSON:
     return request()
 
 
-def query(*filters: JSON, ordering: str = "tasks:id") -> JSON:
-    """All ``filters`` must hold."""
-    return {"filters": {"conjunction": "and", "items": list(filters)}, "ordering": [ordering]}
+def query(*filters: JSON) -> JSON:
+    """By id; all ``filters`` must hold."""
+    return {"filters": {"conjunction": "and", "items": list(filters)}, "ordering": ["tasks:id"]}
 
 
 def one_of(tasks: Sequence[int]) -> JSON:
@@ -79,19 +80,11 @@ def count_lacking(client: LabelStudioClient, project: int, version: str, filters
     return sum(int(client.task_page(project, query(*filters, one), page_size=1)["total"]) for one in asked)
 
 
-def ids(
-    client: LabelStudioClient,
-    project: int,
-    filters: Sequence[JSON] = (),
-    ordering: str = "tasks:id",
-    view: int | None = None,
-    fetch: Fetch = at_once,
-) -> Iterator[int]:
-    """Ids in an order of the data manager's, or as a view shows them; each once, though tasks may move meanwhile."""
+def in_view(client: LabelStudioClient, project: int, view: int, fetch: Fetch = at_once) -> Iterator[int]:
+    """Ids as a tab of the data manager shows them; each once, though tasks may move meanwhile."""
     seen: set[int] = set()
-    asked = query(*filters, ordering=ordering)
     for page in range(1, 10**9):
-        found = fetch(partial(client.task_page, project, asked, _IDS_PAGE, page, view=view))
+        found = fetch(partial(client.task_page, project, {}, _IDS_PAGE, page, view=view))
         for task in found["tasks"]:
             if int(task["id"]) not in seen:
                 seen.add(int(task["id"]))
@@ -100,11 +93,36 @@ def ids(
             return
 
 
-def _after(client: LabelStudioClient, project: int, filters: Sequence[JSON], fetch: Fetch) -> Iterator[JSON]:
+def ids(client: LabelStudioClient, project: int, filters: Sequence[JSON] = (), fetch: Fetch = at_once) -> Iterator[int]:
+    """Ids, rising."""
+    return (int(task["id"]) for task in _after(client, project, filters, fetch, _IDS_PAGE))
+
+
+def scores(
+    client: LabelStudioClient, project: int, filters: Sequence[JSON] = (), fetch: Fetch = at_once
+) -> Iterator[tuple[int, float | None]]:
+    """Ids, rising, each with the score of its newest prediction that has one; all predictions are read for it.
+
+    Label Studio's own order by score goes by one version, which after a promotion has no predictions yet.
+    """
+    for task in _after(client, project, filters, fetch, _WHOLE_PAGE, whole=True):
+        newest = sorted(task.get("predictions") or [], key=lambda one: int(one["id"]), reverse=True)
+        known = (one["score"] for one in newest if isinstance(one.get("score"), int | float))
+        yield int(task["id"]), next(known, None)
+
+
+def _after(
+    client: LabelStudioClient,
+    project: int,
+    filters: Sequence[JSON],
+    fetch: Fetch,
+    page_size: int = PAGE,
+    whole: bool = False,
+) -> Iterator[JSON]:
     last: Any = 0
     while True:
         behind = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}
-        page = fetch(partial(client.task_page, project, query(behind, *filters), PAGE))
+        page = fetch(partial(client.task_page, project, query(behind, *filters), page_size, whole=whole))
         tasks = [task for task in page["tasks"] if int(task["id"]) > last]
         yield from tasks
         if not tasks:

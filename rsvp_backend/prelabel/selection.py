@@ -25,7 +25,7 @@ class Selection:
 
     ``filters``: of the data manager's form; ``ranges``: of ids, both ends included; ``view``: a tab of the data
     manager, in its order; ``annotated``: also those with annotations; ``only``: ids. ``order``: ``doubt`` puts the
-    lowest scores of the project's model version first and those without a score last; ``random`` goes by ``seed``.
+    lowest scores of earlier versions first and tasks without a score last; ``random`` goes by ``seed``.
     """
 
     filters: tuple[JSON, ...] = ()
@@ -85,18 +85,25 @@ class Selection:
         if self.only is not None:
             found = sorted(self.only)
         elif self.view is not None:
-            found = listing.ids(client, project, view=self.view, fetch=fetch)
+            found = listing.in_view(client, project, self.view, fetch)
         else:
-            found = self._scored(client, project, version, fetch)
+            found = self._sorted(client, project, version, fetch)
         kept = array("q", (task for task in found if self._in_ranges(task)))
         if self.order == "random":
             random.Random(self.seed).shuffle(kept)
         return kept
 
-    def _scored(self, client: LabelStudioClient, project: int, version: str, fetch: Fetch) -> Iterator[int]:
-        ordering = "tasks:predictions_score" if self.order == "doubt" else "tasks:id"
-        for one in (listing.with_version(version, present=False), listing.with_version(version + RETRY_SUFFIX)):
-            yield from listing.ids(client, project, (*self.conditions, one), ordering, fetch=fetch)
+    def _sorted(self, client: LabelStudioClient, project: int, version: str, fetch: Fetch) -> Iterator[int]:
+        """Those that lack the version; the ones with an empty prediction in its place last where nothing is sorted."""
+        lacking = (listing.with_version(version, present=False), listing.with_version(version + RETRY_SUFFIX))
+        conditions = [(*self.conditions, one) for one in lacking]
+        if self.order == "doubt":
+            scored = [one for filters in conditions for one in listing.scores(client, project, filters, fetch)]
+            scored.sort(key=lambda one: (one[1] is None, one[1], one[0]))
+            yield from (task for task, _ in scored)
+        else:
+            for filters in conditions:
+                yield from listing.ids(client, project, filters, fetch)
 
     def _in_ranges(self, task: int) -> bool:
         return not self.ranges or any(first <= task <= last for first, last in self.ranges)
