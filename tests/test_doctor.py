@@ -19,7 +19,7 @@ BOOK = json.dumps(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "_segmenter", lambda settings: FakeSegmenter())
+    monkeypatch.setattr(presets, "segmenter_of", lambda settings: FakeSegmenter())
 
 
 def question(step: Step, **settings: object) -> tuple[doctor.Finding, FakeEndpoint]:
