@@ -60,6 +60,7 @@ def serve(args: argparse.Namespace) -> int:
     uvicorn.run(
         create_app(settings), host=settings.host, port=settings.port, log_config=None, server_header=False,
         access_log=settings.log_level == "DEBUG", timeout_graceful_shutdown=5,
+        workers=1,  # one process owns the models, whatever WEB_CONCURRENCY says
     )  # fmt: skip
     return 0
 
