@@ -18,7 +18,7 @@ from rsvp_backend.experiments.variants import Plan
 
 PANELS: dict[str, tuple[str, ...]] = {
     "grid": ("giou", "crop_recall", "crop_share"),
-    "mllm": ("giou", "crop_recall", "absent_right"),
+    "mllm": ("giou", "object_right", "absent_right"),
     "padding": ("giou", "crop_recall", "crop_share"),
     "connector": ("giou", "ciou"),
     "encoding": ("giou", "crop_recall", "regions"),
