@@ -40,6 +40,7 @@ class FakeStudio:
     annotated: set[int] = field(default_factory=set)
     label_config: str = default_label_config(["Object"])
     fault: Callable[[Seen], Reply | str | None] = lambda _: None
+    backends: list[dict[str, Any]] = field(default_factory=list)
     bulk: list[int] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -75,6 +76,8 @@ class FakeStudio:
             return json_reply({"id": 1})
         if path == f"/api/projects/{PROJECT}/":
             return json_reply({"id": PROJECT, "label_config": self.label_config, "model_version": ""})
+        if path == "/api/ml":
+            return json_reply(self.backends)
         if path == "/api/tasks":
             return self._listed(asked)
         if path == f"/api/projects/{PROJECT}/import/predictions":

@@ -112,6 +112,37 @@ def test_broken_tasks_are_gone_past_and_listed(
     assert not studio.of(31, VERSION)  # it has not failed: it is not its turn
 
 
+def test_the_projects_default_instruction_is_used(
+    studio: FakeStudio, reasoner: FakeReasoner, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    studio.add(1)
+    del studio.tasks[1]["instruction"]
+    studio.backends = [{"extra_params": None}, {"extra_params": {"instruction": "the saucer"}}]
+    monkeypatch.setenv("RSVP_DEFAULT_INSTRUCTION", "the cup")
+    assert command(capsys, tmp_path)[0] == 0
+    assert [query.instruction for query in reasoner.asked] == ["the saucer"]
+
+
+def test_where_predictions_are_not_taken_together_they_go_one_by_one(
+    studio: FakeStudio, settings: Settings, tmp_path: Path
+) -> None:
+    studio.add(60)
+    refused: list[str] = []
+
+    def fault(request: Seen) -> Reply | None:
+        if not request.path.endswith("/import/predictions"):
+            return None
+        refused.append(request.path)
+        return json_reply({"detail": "You do not have permission to perform this action."}, 403)
+
+    studio.fault = fault
+    report, _ = answered(settings, tmp_path)
+    assert (report.states["new"], report.states["failed"]) == (60, 0)
+    assert each_once(studio)
+    assert len(refused) < 10  # it is not tried every time
+
+
 def test_a_task_that_is_deleted_meanwhile_costs_the_others_nothing(
     studio: FakeStudio, settings: Settings, tmp_path: Path
 ) -> None:
@@ -255,7 +286,7 @@ def test_a_dry_run_stores_nothing(
     status, figures, _ = command(capsys, tmp_path, "--dry-run", "--limit", "30")
     assert (status, figures["tasks"], figures["dry_run"], len(figures["first"])) == (0, 30, True, 10)
     assert figures["first"][0]["instruction"] == "the cup 1"
-    assert figures["seconds"] > 0
+    assert figures["seconds"] is not None
     assert not studio.predictions
     assert cli.main(["prelabel", "--project", str(PROJECT), "--work-dir", str(tmp_path), "--dry-run"]) == 0
     assert "40 tasks lack a prediction" in capsys.readouterr().out

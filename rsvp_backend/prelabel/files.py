@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from PIL import Image
+
 from rsvp_backend.access import make_fetcher
+from rsvp_backend.flights import Flights
 from rsvp_backend.labelstudio.tags import parse_label_config
 from rsvp_backend.prelabel.results import Results
+from rsvp_backend.prelabel.room import KEPT, size_bytes
 from rsvp_backend.prelabel.running import Report, Result, Run, Steps
 from rsvp_backend.prelabel.sources import FileFetch, Source
 from rsvp_backend.prelabel.steps import Common, Work
@@ -39,10 +43,11 @@ class Files:
 
     def steps(self) -> Steps:
         settings = self._settings
-        fetch = FileFetch(self.source, make_fetcher(settings), settings.image_max_bytes, settings.image_max_pixels)
+        read = FileFetch(self.source, make_fetcher(settings), settings.image_max_bytes, settings.image_max_pixels)
+        images: Flights[Image.Image] = Flights(size_bytes, KEPT)
         return Steps(
             self._common,
-            fetch,
+            lambda question: images.get(question.uri, lambda: read(question), None),
             lambda answered: self.results.encode(answered, self._version),
             self.results.store,
             fetchers=self._fetchers,

@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from rsvp_backend.flights import CacheLimits
+
 ROOM_BYTES = 512 * 2**20
+KEPT = CacheLimits(max_bytes=128 * 2**20, keep_s=600.0)
+"""Images that were decoded: several tasks often ask about one."""
 _POLL_S = 0.2
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 from rsvp_backend.access import make_fetcher, open_client
 from rsvp_backend.answers import Question, answer, shown_uri
 from rsvp_backend.errors import ImageError, LabelStudioError
-from rsvp_backend.flights import CacheLimits, Flights
+from rsvp_backend.flights import Flights
 from rsvp_backend.jobs.job import one_line
 from rsvp_backend.labelstudio.client import LabelStudioClient, RefusedError, TaskGoneError
-from rsvp_backend.labelstudio.pushing import drop_doubles, push, push_many
+from rsvp_backend.labelstudio.pushing import Items, drop_doubles, push, push_many
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.prelabel.journal import Failures, Sending, alone
 from rsvp_backend.prelabel.patience import Patience
-from rsvp_backend.prelabel.room import size_bytes
+from rsvp_backend.prelabel.room import KEPT, size_bytes
 from rsvp_backend.prelabel.running import DETAIL_CHARS, Report, Result, Run, Steps
 from rsvp_backend.prelabel.selection import Selection
 from rsvp_backend.prelabel.steps import Answered, Common, Work
@@ -32,8 +32,6 @@ from rsvp_backend.traces import TraceLog
 
 log = logging.getLogger(__name__)
 STATE_HOME = Path("~/.local/state/rsvp-backend")
-IMAGES = CacheLimits(max_bytes=128 * 2**20, keep_s=600.0)
-"""Several tasks often ask about one image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +56,16 @@ class Studio:
         self.sending = Sending(folder / "sending.jsonl")
         self.failures = Failures(folder / "failed.jsonl")
         self._fetcher = make_fetcher(settings)
-        self._images: Flights[Image.Image] = Flights(size_bytes, IMAGES)
+        self._images: Flights[Image.Image] = Flights(size_bytes, KEPT)
         self._traces = TraceLog(settings.traces)
+        self._together = True
 
     def _given_up(self) -> bool:
         return self.stopped()
 
     def steps(self, version: str) -> Steps:
-        common = Common(self.config, self.settings.instruction_field, self.settings.default_instruction)
+        default = _default_instruction(self.client, self.project) or self.settings.default_instruction
+        common = Common(self.config, self.settings.instruction_field, default)
         return Steps(
             common,
             self.fetch,
@@ -109,12 +109,19 @@ class Studio:
         before = self.patience.outages
         became: Mapping[int, bool | LabelStudioError]
         try:
-            became = self.patience(lambda: push_many(self.client, self.project, items, version))
+            became = self._store_together(items, version)
         except RefusedError:
             became = {task: self._store_one(task, item, version) for task, item in items.items()}
+            # Refused together and taken one by one: this project takes no others.
+            self._together = any(isinstance(one, LabelStudioError) for one in became.values()) or len(items) == 1
         if self.patience.outages == before:  # else a request whose answer was lost may still be stored
             self.sending.stored(items)
         return [_stored(one, became[int(one.key)]) for one in results]
+
+    def _store_together(self, items: Items, version: str) -> dict[int, bool]:
+        if not self._together:
+            raise RefusedError("predictions are stored one by one")
+        return self.patience(lambda: push_many(self.client, self.project, items, version))
 
     def _store_one(self, task: int, item: Mapping[str, Any], version: str) -> bool | LabelStudioError:
         """A refusal stands in the place of its task, unless it concerns them all."""
@@ -169,18 +176,23 @@ def answer_all(studio: Studio, rsvp: RSVP, selection: Selection, run: Run, tell:
         studio.failures.note(result)
         tell(result)
 
+    ended = False
     try:
         studio.tidy()
-        return run.over(studio.works(selection, rsvp.version), note)
+        report = run.over(studio.works(selection, rsvp.version), note)
+        ended = True
+        return report
     finally:
-        _close(studio, run)
+        _close(studio, run, ended)
 
 
-def _close(studio: Studio, run: Run) -> None:
+def _close(studio: Studio, run: Run, ended: bool) -> None:
+    """Requests of a run that broke off are looked at by the next one: Label Studio may be busy with them yet."""
     studio.failures.close()
     try:
-        studio.tidy()
-        studio.sending.clear()
+        if ended:
+            studio.tidy()
+            studio.sending.clear()
     except LabelStudioError as error:
         run.report.notes.append(f"predictions that were cut off are looked at in the next run: {one_line(str(error))}")
 
@@ -196,6 +208,17 @@ def _open_project(client: LabelStudioClient, project: int) -> tuple[LabelConfig,
             f"there is no project {project} at {client.base_url}, or the token may not see it"
         ) from None
     return parse_label_config(str(found.get("label_config") or "")), str(found.get("model_version") or "")
+
+
+def _default_instruction(client: LabelStudioClient, project: int) -> str | None:
+    """What a backend of the project is told by its ``extra_params``, as the server takes it."""
+    try:
+        told = [backend.get("extra_params") for backend in client.ml_backends(project)]
+    except RefusedError as error:
+        log.info("the project's backends cannot be read: %s", error)
+        return None
+    texts = [params.get("instruction") for params in told if isinstance(params, Mapping)]
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), None)
 
 
 def _stored(result: Result, became: bool | LabelStudioError) -> Result:
