@@ -30,6 +30,7 @@ from rsvp_backend.serving.backlog import Backlog
 from rsvp_backend.serving.crew import Crew
 from rsvp_backend.serving.desk import Desk, Later
 from rsvp_backend.serving.gauges import ServingCollector
+from rsvp_backend.serving.openapi import EVENT
 from rsvp_backend.serving.routes import engine_state, label_studio_routes
 from rsvp_backend.serving.settling import Settler
 from rsvp_backend.serving.turns import Turns
@@ -39,12 +40,6 @@ from rsvp_backend.traces import TraceLog
 
 log = logging.getLogger(__name__)
 JSON = dict[str, Any]
-_EVENT = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"type": "object", "properties": {"action": {"type": "string"}}}}},
-    }
-}
 _REMOTE = re.compile("openai:|https?://")
 
 
@@ -106,7 +101,7 @@ def _calls(engine: Engine, credentials: Credentials, intake: Intake) -> APIRoute
     async def health() -> JSON:
         return {"status": "UP", "model_class": "RSVP", **engine_state(engine)}
 
-    @router.post("/webhook", openapi_extra=_EVENT)
+    @router.post("/webhook", openapi_extra=EVENT)
     async def webhook(request: Request) -> Response:
         """Every event is answered at once: Label Studio gives up after 1 s and does not repeat it."""
         try:

@@ -89,7 +89,7 @@ class ImageFetcher:
 
     def _locate(self, uri: str, task_id: int | None) -> httpx.URL:
         try:
-            url = httpx.URL(uri)
+            url = _address(httpx.URL(uri))
         except (httpx.InvalidURL, ValueError) as error:  # the latter of names and texts that cannot be encoded
             raise ImageError(f"the image's address {uri[:100]!a} is not valid: {ascii(str(error))[1:-1]}") from None
         if url.scheme in ("http", "https") and url.host:
@@ -199,9 +199,15 @@ def _trusted(base: httpx.URL | None) -> frozenset[tuple[str, int]]:
     return frozenset((name, port) for name in names)
 
 
+def _address(url: httpx.URL) -> httpx.URL:
+    """Raises `ValueError` for a host that only looks like an encoded name: it is decoded here first."""
+    url.host.casefold()
+    return url
+
+
 def _target(url: httpx.URL, location: bytes) -> httpx.URL:
     try:
-        return url.join(location.decode("latin-1"))
+        return _address(url.join(location.decode("latin-1")))
     except (httpx.InvalidURL, ValueError):
         raise ImageError(f"{_shown(url)} leads to {location[:100]!r}, which is no address") from None
 

@@ -23,6 +23,7 @@ from rsvp_backend.security.bodies import BodyError, cleaned
 from rsvp_backend.serving.answering import Batch
 from rsvp_backend.serving.body import read_body
 from rsvp_backend.serving.desk import BusyError, Desk
+from rsvp_backend.serving.openapi import PREDICT
 from rsvp_backend.settings import Settings
 from rsvp_backend.types import Deadline
 
@@ -97,7 +98,7 @@ def label_studio_routes(settings: Settings, engine: Engine, desk: Desk) -> APIRo
     async def versions() -> JSON:
         return {"versions": [engine.version] if engine.version else []}
 
-    @router.post("/predict")
+    @router.post("/predict", openapi_extra=PREDICT)
     async def predict(request: Request) -> Response:
         deadline = Deadline.after(settings.predict_timeout_s)
         try:
