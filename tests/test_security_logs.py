@@ -6,11 +6,13 @@ import base64
 import io
 import json
 import logging
+import logging.config
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn.config
 from pydantic import SecretStr
 
 from rsvp_backend.jobs.job import Job, State
@@ -125,6 +127,7 @@ def test_json_lines_carry_the_request_and_what_was_said(lines: io.StringIO) -> N
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_set_up_logging_covers_all_loggers_of_the_process(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    logging.config.dictConfig(uvicorn.config.LOGGING_CONFIG)  # what uvicorn does unless it is told not to
     for _ in range(2):
         set_up_logging(SETTINGS.model_copy(update={"log_format": form}))
     logging.getLogger("uvicorn.error").info("GET /?token=abc %s", VALUES["webhook_secret"])

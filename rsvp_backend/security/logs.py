@@ -19,6 +19,8 @@ _PLAIN = logging.Formatter()
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _CONTROLS |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _CONTROLS |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\t"}
+_UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
+"""Loggers that uvicorn gives handlers of their own, unless it is told not to."""
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -31,6 +33,9 @@ def set_up_logging(settings: Settings) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # one for each odd tag of a picture
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _UVICORN:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
 
 
 class RecordFilter(logging.Filter):
