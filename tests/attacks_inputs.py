@@ -20,6 +20,7 @@ from rsvp_backend.errors import AnswerError, LabelConfigError, RleError, Weights
 from rsvp_backend.labelstudio import rle
 from rsvp_backend.labelstudio.shapes import ShapeError, read_mask
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
+from rsvp_backend.reasoner.loading import load_model
 from rsvp_backend.reasoner.parsing import parse
 from rsvp_backend.reasoner.prompts import Prompt
 from rsvp_backend.training.refer_pickle import load_plain
@@ -185,6 +186,19 @@ def _data_set(field: Field) -> None:
     file.write_bytes(pickle.dumps([_Touch(hit)]))
     with pytest.raises(DataError, match="which would be run"):
         load_plain(file)
+    assert not hit.exists()
+
+
+@attack(INPUTS, "pickle", "a model folder that brings code of its own (`auto_map`)", "refused, nothing runs")
+def _model_code(field: Field) -> None:
+    hit, folder = field.folder / "ran-3", field.folder / "model"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(hit)!r}, 'w').close()\nclass Evil: pass\n")
+    mapped = {"auto_map": dict.fromkeys(("AutoConfig", "AutoProcessor", "AutoModelForImageTextToText"), "evil.Evil")}
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text(json.dumps({"model_type": "evil", "processor_class": "Evil", **mapped}))
+    with pytest.raises(WeightsError):
+        load_model(folder)
     assert not hit.exists()
 
 

@@ -45,8 +45,9 @@ def load_model(name_or_folder: str | Path, device: str = "auto", dtype: str = "a
     auto_processor: Any = AutoProcessor  # untyped in transformers, as are the models it makes
     auto_model: Any = AutoModelForImageTextToText
     try:
-        processor = auto_processor.from_pretrained(source)
-        model = auto_model.from_pretrained(source, dtype=kind).to(place).eval()
+        # Code that comes with a model is never run, nor is anybody asked whether it may be.
+        processor = auto_processor.from_pretrained(source, trust_remote_code=False)
+        model = auto_model.from_pretrained(source, dtype=kind, trust_remote_code=False).to(place).eval()
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{source} does not load as an image-text-to-text model: {error}") from error
     if getattr(processor, "chat_template", None) is None:
