@@ -23,6 +23,8 @@ PADDINGS = (0.0, 0.2, 0.4)
 LONGEST_PX = (320, 160)
 TEMPERATURES = (0.0, 0.5, 1.0)
 WORDINGS = 3
+SEEDS_TEMPERATURE = 1.0
+"""Of the answers that `robustness` draws with several seeds."""
 NO_STEPS = Path(__file__).parent / "experiments" / "prompts"
 WITH_ORACLES = "oracle,oracle:0.5,{configured}"
 REASONERS = {
@@ -176,6 +178,9 @@ def _robustness(models: Models, named: Sequence[Named], options: Options) -> Pla
         if who.model and options.scenes:  # an oracle does not read instructions
             words = {f"wording-{n + 1}": partial(reworded, number=n) for n in range(WORDINGS)}
             variants += [replace(_variant(models, who, name, config), reword=of) for name, of in words.items()]
+        if who.model:
+            drawn = _variant(models, who, "seeds", config, temperature=SEEDS_TEMPERATURE)
+            variants.append(replace(drawn, repeats=options.repeats))
     return Plan("robustness", "changed", AS_IT_IS.name, tuple(variants))
 
 

@@ -91,10 +91,12 @@ def test_other_plans(settings: Settings) -> None:
     drawn = plan("temperature", settings, repeats=3, temperatures=(0.0, 0.7))
     assert [(v.name, v.repeats) for v in drawn.variants] == [("demo/0", 1), ("demo/0.7", 3)]
     assert all(plan(name, settings).variants for name in REASONERS)
-    changed = names(plan("robustness", settings))
+    robust = plan("robustness", settings, repeats=3)
+    changed = names(robust)
     assert {"oracle/as-it-is", "oracle/mirrored", "demo/jpeg-10", "demo/wording-3"} <= set(changed)
     assert not any(name.startswith("oracle/wording") for name in changed)  # it reads no instructions
     assert not any("wording" in name for name in names(plan("robustness", settings, scenes=False)))
+    assert [(v.name, v.repeats) for v in robust.variants if v.repeats > 1] == [("demo/seeds", 3)]
 
 
 @pytest.mark.parametrize(
