@@ -55,10 +55,13 @@ def serve(args: argparse.Namespace) -> int:
     settings = _settings(args, preset=args.preset, host=args.host, port=args.port)
     import uvicorn
 
+    from rsvp_backend import presets
     from rsvp_backend.server import create_app
 
+    app = create_app(settings)
+    presets.import_libraries(settings)
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_config=None, server_header=False,
+        app, host=settings.host, port=settings.port, log_config=None, server_header=False,
         access_log=settings.log_level == "DEBUG", timeout_graceful_shutdown=5,
         workers=1,  # one process owns the models, whatever WEB_CONCURRENCY says
     )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,17 @@ def build(settings: Settings) -> RSVP:
     rsvp = RSVP(reasoner, segmenter, pipeline_config(settings, marks))
     log.info("loaded %s: reasoner %s, segmenter %s", rsvp.version, reasoner.version, segmenter.version)
     return rsvp
+
+
+def import_libraries(settings: Settings) -> None:
+    """Import what `build` will: seconds, in which nothing else runs for tenths of a second at a time, no `/health`
+    either. To be called before a port is open."""
+    log.info("importing the model libraries")
+    spec = settings.reasoner or PRESETS[settings.preset].reasoner
+    modules = ["training.versioned_reasoner", "reasoner.local"] if _is_local(spec) else ["reasoner.chat"]
+    modules += ["training.versioned", "vlsm.segmenter"]
+    for name in modules:
+        import_module(f"rsvp_backend.{name}")
 
 
 def pipeline_config(settings: Settings, marks: Marks) -> PipelineConfig:
@@ -92,7 +104,7 @@ def reasoner_registry(settings: Settings) -> Registry:
 def reasoner_base(settings: Settings) -> ReasonerBase:
     """The base weights of the local reasoner, loaded. Raises `SettingsError` where the reasoner is on a server."""
     spec = settings.reasoner or PRESETS[settings.preset].reasoner
-    if spec != "demo" and not spec.startswith("hf:"):
+    if not _is_local(spec):
         raise SettingsError(
             f"RSVP_REASONER is {spec!r}, a model on a server: `demo` or `hf:ID-OR-FOLDER` can be taught"
         )
@@ -120,6 +132,10 @@ def _newer_reasoner(reasoner: Reasoner) -> Reasoner:
         return reasoner if inner is reasoner.inner else reasoner.over(inner)
     fresh = reasoner.source.changed() if isinstance(reasoner, VersionedReasoner) else None
     return reasoner if fresh is None else fresh
+
+
+def _is_local(reasoner: str) -> bool:
+    return reasoner == "demo" or reasoner.startswith("hf:")
 
 
 def vlsm_source(settings: Settings) -> str | Path:
