@@ -22,7 +22,7 @@ from rsvp_backend.labelstudio.corrections import read_corrections
 from rsvp_backend.labelstudio.promotion import follow_promotion, predict_again
 from rsvp_backend.labelstudio.ranking import doubtful
 from rsvp_backend.labelstudio.reading import Reading
-from rsvp_backend.lessons import Tell, Told, alone, end_of, same_lesson, scores_of
+from rsvp_backend.lessons import CancelledError, Tell, Told, alone, end_of, same_lesson, scores_of
 from rsvp_backend.presets import vlsm_source
 from rsvp_backend.settings import Settings
 from rsvp_backend.training.adapters import compose_deltas
@@ -93,11 +93,12 @@ def learn(
             )
         base = weights.load(vlsm_source(settings))
         current = registry.current()
+        plan = _Plan(settings, registry, project, work, base, current)
         keys = tuple(sorted(correction.key for correction in corrections))
         if (known := same_lesson(registry, keys, current)) is not None:
             note = f"nothing new since version {known}: it learned from these very corrections"
-            return Lesson(project, reading, len(corrections), notes=(note,))
-        plan = _Plan(settings, registry, project, work, base, current)
+            lesson = Lesson(project, reading, len(corrections), notes=(note,))
+            return _shown(plan, lesson, known, client, tell) if promote and known == current else lesson
         result = _train(plan, corrections, _configured(settings, work, config), tell)
         tell(Told("comparing", "comparing with the current version"))
         decision = decide(result.before, result.after, result.replay_before, result.replay_after)
@@ -143,24 +144,37 @@ def _train(plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfi
 
 
 def _promoted(plan: _Plan, lesson: Lesson, version: Version, client: LabelStudioClient, tell: Tell) -> Lesson:
-    """Promote, let Label Studio's backend title follow, and predict again what is open and doubtful.
-
-    What Label Studio does not do of it is told, and changes nothing else.
-    """
     tell(Told("promoting", f"promoting {version.id}"))
     plan.registry.promote(version.id, plan.base.version, expected_current=plan.current)
+    return _shown(plan, replace(lesson, promoted=True), version.id, client, tell)
+
+
+def _shown(plan: _Plan, lesson: Lesson, version: str, client: LabelStudioClient, tell: Tell) -> Lesson:
+    """Let Label Studio's backend title follow the current ``version``, and predict again what is open and doubtful.
+
+    What Label Studio does not do of it, or what is cancelled, is told and changes nothing else. A lesson that was cut
+    off here does it the next time: what has predictions of the version is passed over.
+    """
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done = count
+        tell(Told("predicting", "open tasks", count, len(tasks)))
+
+    tasks: list[int] = []
     try:
         # Ordered first: with the new title the old scores, by which Label Studio sorts, are gone.
         order = doubtful(client, plan.project, plan.settings.repredict)
-        follow_promotion(client, plan.project, version.id)
+        follow_promotion(client, plan.project, version)
         tasks = [ranked.task for ranked in order]
-        count = predict_again(
-            client, plan.project, tasks, lambda done: tell(Told("predicting", "open tasks", done, len(tasks)))
-        )
+        note = f"predicted {predict_again(client, plan.project, tasks, told)} open tasks again"
     except (LabelStudioError, LabelConfigError) as error:
-        log.warning("%s is promoted, but Label Studio does not show it: %s", version.id, error)
-        return replace(lesson, promoted=True, notes=(*lesson.notes, f"Label Studio does not show it yet: {error}"))
-    return replace(lesson, promoted=True, notes=(*lesson.notes, f"predicted {count} open tasks again"))
+        log.warning("%s is current, but Label Studio does not show it: %s", version, error)
+        note = f"Label Studio does not show it yet: {error}"
+    except CancelledError:
+        note = f"cancelled after {done} of {len(tasks)} open tasks were predicted again; the version stays"
+    return replace(lesson, notes=(*lesson.notes, note))
 
 
 def _read(

@@ -24,6 +24,11 @@ class Told:
 
 
 Tell = Callable[[Told], None]
+"""What it raises ends the lesson."""
+
+
+class CancelledError(Exception):
+    """Raised by `Tell`: the lesson is not wanted any more."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
 from rsvp_backend.learning import Lesson, learn
-from rsvp_backend.lessons import Told
+from rsvp_backend.lessons import CancelledError, Told
 from rsvp_backend.scenes import Scene, make_scene
 from rsvp_backend.scenes.parts import part_mask
 from rsvp_backend.settings import Settings, load_settings
@@ -149,6 +149,22 @@ def test_the_same_corrections_are_not_learned_twice(taught: Taught) -> None:
     again = learn(taught.settings, taught.project)
     assert again.version is None
     assert f"nothing new since version {taught.lesson.version}" in again.notes[0]
+
+
+def test_what_a_lesson_was_cut_off_from_is_done_by_the_next(taught: Taught) -> None:
+    """Predictions of the new version are missing, as if the worker had died after the promotion."""
+    client = taught.client
+    lost, kept = (task["predictions"][0]["id"] for task in client.open_tasks(taught.project, OPEN))
+    client.delete_prediction(int(lost))
+
+    def cancelling(told: Told) -> None:
+        if told.stage == "predicting":
+            raise CancelledError
+
+    cancelled = learn(taught.settings, taught.project, cancelling)
+    assert cancelled.notes[1] == f"cancelled after {OPEN} of {OPEN} open tasks were predicted again; the version stays"
+    found = [one["id"] for task in client.open_tasks(taught.project, OPEN) for one in task["predictions"]]
+    assert (len(found), kept in found, lost in found) == (OPEN, True, False)
 
 
 def test_rank_explains_which_tasks_come_first(

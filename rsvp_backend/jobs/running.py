@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rsvp_backend.jobs.job import Job, JobError, one_line
 from rsvp_backend.jobs.store import JobStore
+from rsvp_backend.lessons import CancelledError
 from rsvp_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,6 @@ Learn = Callable[[Settings, int, Tell], Taught]
 
 class StoppedError(Exception):
     """The worker is to stop: the job goes on another time."""
-
-
-class CancelledError(Exception):
-    """Somebody cancelled the job."""
 
 
 class Running:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rsvp_backend.errors import RsvpError
 from rsvp_backend.jobs.job import Job, JobError, State, one_line
-from rsvp_backend.jobs.running import CancelledError, Learn, Running, StoppedError, Taught, Tell, finite
+from rsvp_backend.jobs.running import Learn, Running, StoppedError, Taught, Tell, finite
 from rsvp_backend.jobs.service import WORKER_LOCK, Jobs
+from rsvp_backend.lessons import CancelledError
 from rsvp_backend.settings import Settings
 from rsvp_backend.training import durable
 
