@@ -13,7 +13,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint format clean
+.PHONY: help setup demo test slow browser docs lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,12 @@ test: setup lint ## lint, type check and all tests, the end-to-end test with the
 
 slow: setup ## the tests that build models of the published size: minutes, 8 GB of memory
 	@$(RUN) pytest -m slow
+
+browser: setup ## the tests that drive Chromium (apt install chromium), the recorded loop included: minutes
+	@$(RUN) pytest -m browser
+
+docs: .venv/synced ## the documentation as a site, in out/docs
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 lint: .venv/synced ## ruff (rules and format) and mypy (strict)
 	@$(RUN) ruff check .
