@@ -17,6 +17,7 @@ from rsvp_backend.settings import Settings
 if TYPE_CHECKING:
     from rsvp_backend.pipeline import RSVP
     from rsvp_backend.prelabel.files import Goal
+    from rsvp_backend.prelabel.running import Run, Steps
     from rsvp_backend.prelabel.selection import Selection
     from rsvp_backend.prelabel.sources import Source
 
@@ -59,6 +60,17 @@ def _add_project(group: Any) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random order (default: 0)")
     group.add_argument("--patience", type=float, default=600.0, metavar="SECONDS",
                        help="how long Label Studio may be away (default: 600)")  # fmt: skip
+    group.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="what does the work: this process, or a Ray cluster (docs/prelabel.md#several-machines)",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of the cluster, such as auto, HOST:6379 or ray://HOST:10001 (default: one of this machine alone)",
+    )
     group.add_argument("--work-dir", type=Path, metavar="DIR", help="lock and list of failures (default: beside "
                        "RSVP_VERSIONS, else ~/.local/state/rsvp-backend)")  # fmt: skip
 
@@ -76,7 +88,6 @@ def _add_files(group: Any) -> None:
 
 def _project(args: argparse.Namespace, settings: Settings, out: Console, err: Console) -> int:
     from rsvp_backend.prelabel.preview import preview
-    from rsvp_backend.prelabel.running import Run
     from rsvp_backend.prelabel.studio import Manner, answer_all, opened
     from rsvp_backend.prelabel.telling import Teller, conclude, interruptible, promoted
 
@@ -91,13 +102,24 @@ def _project(args: argparse.Namespace, settings: Settings, out: Console, err: Co
         steps = studio.steps(rsvp.version)
         if args.dry_run:
             return preview(out, rsvp, steps, studio.works(selection, rsvp.version), total, args.json)
-        run = Run(rsvp, steps)
+        run = _run(args, settings, rsvp, steps)
         with Teller(err, run, total, lambda: studio.patience.trouble) as teller, interruptible(run):
             report = answer_all(studio, rsvp, selection, run, teller.tell)
         if studio.shown_version != rsvp.version:
             report.notes.append(f"the project shows the scores of {studio.shown_version or 'no version'!r}: call its "
                                 f"ML backend, or the project's model version, {rsvp.version!r}")  # fmt: skip
     return conclude(out, report, teller, promoted(settings) != before, args.json)
+
+
+def _run(args: argparse.Namespace, settings: Settings, rsvp: RSVP, steps: Steps) -> Run:
+    from rsvp_backend.prelabel.running import Run
+
+    if args.engine == "local":
+        return Run(rsvp, steps)
+    from rsvp_backend.prelabel.on_ray import RayLine
+
+    line = RayLine(settings, args.project, rsvp, steps, args.ray_address, args.patience)
+    return Run(rsvp, steps, line, line.spent)
 
 
 def _files(args: argparse.Namespace, settings: Settings, out: Console, err: Console) -> int:
@@ -107,6 +129,8 @@ def _files(args: argparse.Namespace, settings: Settings, out: Console, err: Cons
     from rsvp_backend.prelabel.running import Run
     from rsvp_backend.prelabel.telling import Teller, conclude, interruptible, promoted
 
+    if args.engine != "local":
+        raise SettingsError("--engine ray works on a project (--project): files of this machine are on no other")
     if args.out is None:
         raise SettingsError("--out is not given: a folder for the results is expected")
     goal = _goal(args)

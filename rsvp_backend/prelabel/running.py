@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from rsvp_backend.errors import RsvpError
 from rsvp_backend.jobs.job import one_line
 from rsvp_backend.metrics import meter_of
 from rsvp_backend.pipeline import RSVP
-from rsvp_backend.prelabel.line import Line, Stage
+from rsvp_backend.prelabel.line import Clock, Line, Stage
 from rsvp_backend.prelabel.looking import BATCH, batches, look_many
 from rsvp_backend.prelabel.room import Room
 from rsvp_backend.prelabel.steps import Answered, Asked, Common, Fetch, Seen, Work, ask, cut, failed, fault
@@ -103,13 +104,31 @@ class Report:
         }
 
 
+class Engine(Protocol):
+    """What does the steps: `Line` in this process, `RayLine` on a cluster."""
+
+    clocks: dict[str, Clock]
+
+    @property
+    def stopping(self) -> bool: ...
+    @property
+    def seconds(self) -> float: ...
+    def stop(self) -> None: ...
+    def slowest(self) -> str: ...
+    def run(self, source: Iterable[Any]) -> Iterator[Any]: ...
+
+
 class Run:
     """One run of ``steps`` with the models of ``rsvp``, which stay the same to its end."""
 
-    def __init__(self, rsvp: RSVP, steps: Steps) -> None:
+    def __init__(
+        self, rsvp: RSVP, steps: Steps, engine: Engine | None = None,
+        spent: Callable[[], tuple[float, int] | None] | None = None,
+    ) -> None:  # fmt: skip
+        """``engine``: what does them, in this process by default; ``spent``: cost and calls of its reasoner so far."""
         self.report = Report(rsvp.version)
-        self.line = Line(_stages(rsvp, steps, Room(), lambda: self.line.stopping))
-        self._rsvp = rsvp
+        self.line: Engine = engine or Line(_stages(rsvp, steps, Room(), lambda: self.line.stopping))
+        self._spent = spent or partial(_spent, rsvp)
         self._row: list[Result] = []
 
     def stop(self, why: str) -> None:
@@ -137,9 +156,8 @@ class Run:
         report.shares = {name: clock.share(line.seconds) for name, clock in line.clocks.items()}
         report.seconds_a_task = {n: clock.busy_s / clock.items for n, clock in line.clocks.items() if clock.items}
         report.slowest = line.slowest()
-        meter = meter_of(self._rsvp.reasoner)
-        if meter is not None:
-            report.cost, report.calls = meter.usage.cost, sum(meter.usage.calls.values())
+        if (spent := self._spent()) is not None:
+            report.cost, report.calls = spent
         return report
 
     def _close(self) -> None:
@@ -155,6 +173,11 @@ class Run:
         self._row = [*self._row, result] if result.reason in _MODELS else []
         if len(self._row) >= IN_A_ROW and not report.stopped:
             self.stop(f"the last {IN_A_ROW} tasks failed, {result.reason}: {result.detail}")
+
+
+def _spent(rsvp: RSVP) -> tuple[float, int] | None:
+    meter = meter_of(rsvp.reasoner)
+    return None if meter is None else (meter.usage.cost, sum(meter.usage.calls.values()))
 
 
 def _stages(rsvp: RSVP, steps: Steps, room: Room, given_up: Callable[[], bool]) -> list[Stage]:
@@ -181,7 +204,7 @@ def _stages(rsvp: RSVP, steps: Steps, room: Room, given_up: Callable[[], bool]) 
         return found
 
     def encode(answered: Sequence[Answered]) -> list[Result]:
-        return [_encoded(one, steps.encode) for one in answered]
+        return [encoded(one, steps.encode) for one in answered]
 
     def store(results: Sequence[Result]) -> Sequence[Result]:
         return [one for one in results if one.item is None] + list(
@@ -197,7 +220,8 @@ def _stages(rsvp: RSVP, steps: Steps, room: Room, given_up: Callable[[], bool]) 
     ]
 
 
-def _encoded(answered: Answered, encode: Callable[[Answered], Result]) -> Result:
+def encoded(answered: Answered, encode: Callable[[Answered], Result]) -> Result:
+    """What comes of an answer: its result by ``encode``, or the task's failure."""
     try:
         if answered.final:
             return encode(answered)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Studio:
         return Steps(
             common,
             self.fetch,
-            lambda answered: self.encode(answered, version),
+            partial(encode, version=version, config=self.config, project=self.project, traces=self._traces),
             lambda results: self.store(results, version),
             fetchers=self.manner.fetchers,
             reasoners=self.settings.reasoner_concurrency,
@@ -87,18 +88,6 @@ class Studio:
         except ImageError:
             self.patience.until_there()
             return self._fetch(question)
-
-    def encode(self, answered: Answered, version: str) -> Result:
-        """What Label Studio stores, and the trace that belongs to it."""
-        outcome, task = answered.outcome, answered.work.task["id"]
-        trace = self._traces.add(
-            outcome, task=task, project=str(self.project), image=shown_uri(answered.uri), size_px=answered.size_px,
-            model_version=version,
-        )  # fmt: skip
-        item = answer(outcome, self.config, version, trace)
-        reason = None if outcome.reason is None else str(outcome.reason)
-        detail = one_line(outcome.detail, DETAIL_CHARS)
-        return Result(answered.work.key, "new", item, len(outcome.instances), reason, detail)
 
     def store(self, results: Sequence[Result], version: str) -> list[Result]:
         """Push them; a prediction that is refused is its task's failure. Raises `LabelStudioError` for the rest."""
@@ -184,6 +173,19 @@ def answer_all(studio: Studio, rsvp: RSVP, selection: Selection, run: Run, tell:
         return report
     finally:
         _close(studio, run, ended)
+
+
+def encode(answered: Answered, version: str, config: LabelConfig, project: int, traces: TraceLog) -> Result:
+    """What Label Studio stores, and the trace that belongs to it."""
+    outcome, task = answered.outcome, answered.work.task["id"]
+    trace = traces.add(
+        outcome, task=task, project=str(project), image=shown_uri(answered.uri), size_px=answered.size_px,
+        model_version=version,
+    )  # fmt: skip
+    item = answer(outcome, config, version, trace)
+    reason = None if outcome.reason is None else str(outcome.reason)
+    detail = one_line(outcome.detail, DETAIL_CHARS)
+    return Result(answered.work.key, "new", item, len(outcome.instances), reason, detail)
 
 
 def _close(studio: Studio, run: Run, ended: bool) -> None:
