@@ -1,4 +1,4 @@
-"""Settings -> what reaches Label Studio and images: the API's client, and the image fetcher."""
+"""Settings -> what reaches Label Studio and images, the API's client and the image fetcher; and the log of traces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.hosts import allowed_hosts
 from rsvp_backend.labelstudio.images import ImageFetcher, ImageLimits
 from rsvp_backend.settings import Settings
+from rsvp_backend.trace_files import TraceLimits
+from rsvp_backend.traces import TraceLog
 
 log = logging.getLogger(__name__)
 
@@ -37,3 +39,9 @@ def make_fetcher(settings: Settings) -> ImageFetcher:
         public_url=settings.label_studio_public_url,
         hosts=allowed_hosts(settings.image_hosts),
     )
+
+
+def make_traces(settings: Settings) -> TraceLog:
+    """The log of traces that the settings describe."""
+    limits = TraceLimits(settings.traces_days, settings.traces_bytes)
+    return TraceLog(settings.traces, limits, settings.public_url)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from rsvp_backend.errors import ImageError, InstructionError
 from rsvp_backend.labelstudio.hints import drawn_hints
 from rsvp_backend.labelstudio.instructions import find_instruction, prompt_text
-from rsvp_backend.labelstudio.regions import choose_label, prediction
+from rsvp_backend.labelstudio.regions import RECORD_KEY, choose_label, prediction
 from rsvp_backend.labelstudio.tags import LabelConfig, match_label
 from rsvp_backend.types import EmptyReason, Instance, Outcome
 
@@ -106,14 +106,17 @@ def settle_labels(outcome: Outcome, config: LabelConfig) -> Outcome:
     return replace(outcome, instances=tuple(settled), trace=trace)
 
 
-def answer(outcome: Outcome, config: LabelConfig | None, version: str, trace_id: str) -> dict[str, Any]:
+def answer(
+    outcome: Outcome, config: LabelConfig | None, version: str, trace_id: str, trace_url: str | None = None
+) -> dict[str, Any]:
     """One item of ``/predict``'s results.
 
     A task that could not be answered (image, instruction, time, failure) is empty, without a score, and carries
     the version with `RETRY_SUFFIX`: Label Studio never asks again for a task that has a prediction of the version.
+    ``trace_url``: where a person sees the trace; it goes into each mask's record.
     """
     if outcome.reason in FINAL_REASONS and config is not None:
-        return prediction(outcome, config, version, trace_id)
+        return _linked(prediction(outcome, config, version, trace_id), trace_url)
     return {"result": [], "score": None, "model_version": version + RETRY_SUFFIX}
 
 
@@ -154,6 +157,15 @@ def shown_uri(uri: str) -> str:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()[:_SHOWN_CHARS]
     except ValueError:
         return uri.partition("?")[0][:_SHOWN_CHARS]
+
+
+def _linked(item: dict[str, Any], trace_url: str | None) -> dict[str, Any]:
+    """``item`` with the address of its trace beside the id, where people can open it."""
+    for result in item["result"] if trace_url is not None else ():
+        record = result.get("meta", {}).get(RECORD_KEY)
+        if record is not None:
+            record["trace_url"] = trace_url
+    return item
 
 
 def _by_words(instance: Instance, config: LabelConfig) -> Instance:

@@ -6,14 +6,11 @@ Exit status: 0 done, 1 failed, 2 bad input or settings, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from PIL import Image
 from rich.console import Console
 
 from rsvp_backend import (
@@ -22,6 +19,7 @@ from rsvp_backend import (
     cli_evaluate,
     cli_experiment,
     cli_finetune,
+    cli_predict,
     cli_prelabel,
     cli_pretrain,
     cli_rank,
@@ -30,9 +28,6 @@ from rsvp_backend import (
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.security.logs import set_up_logging
 from rsvp_backend.settings import Settings, load_settings, settings_markdown
-
-if TYPE_CHECKING:
-    from rsvp_backend.types import Outcome
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,30 +64,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    settings = _settings(args, preset=args.preset)
-    image = _open(args.image, settings)
-    from rsvp_backend import presets
-    from rsvp_backend.traces import trace_record
-
-    rsvp = presets.build(settings)
-    began_s = time.perf_counter()
-    outcome = rsvp(image, args.instruction)
-    seconds = round(time.perf_counter() - began_s, 3)
-    record = {
-        "image": str(args.image), "size_px": image.size, "model_version": rsvp.version, "seconds": seconds,
-        **trace_record(outcome),
-    }  # fmt: skip
-    folder = args.out or Path("out") / args.image.stem
-    _write_prediction(folder, image, outcome, record)
-    if args.json:
-        _print_json({**record, "files": str(folder)})
-        return 0
-    for instance in outcome.instances:
-        out.print(f"{instance.object}  score {instance.score:.2f}\n  {instance.reasoning}", markup=False)
-    if not outcome.instances:
-        out.print(f"no mask ({outcome.reason}): {outcome.detail}", markup=False)
-    out.print(f"{seconds:.2f} s, written to {folder}", markup=False)
-    return 0
+    return cli_predict.run(args, _settings(args, **cli_predict.overrides(args)), out)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -239,13 +211,7 @@ def _add_serving(commands: Any, preset: argparse.ArgumentParser) -> None:
 
 def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command = commands.add_parser("predict", parents=[preset], help="segment one image by an instruction")
-    command.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
-    command.add_argument("instruction", metavar="INSTRUCTION", help='such as "the thing you would drink from"')
-    command.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="where overlay.png, mask.png, visual_prompt.png and trace.json go (default: out/<image's name>)",
-    )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print one JSON object")
+    cli_predict.add_options(command)
     command.set_defaults(run=predict)
     command = commands.add_parser("evaluate", help="scores on public data sets and on procedural scenes")
     cli_evaluate.add_options(command, preset)
@@ -268,34 +234,6 @@ def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:
     settings = load_settings(**overrides)
     set_up_logging(settings)
     return settings
-
-
-def _open(path: Path, settings: Settings) -> Image.Image:
-    from rsvp_backend.labelstudio.pixels import decode_image
-
-    try:
-        return decode_image(path.read_bytes(), settings.image_max_pixels)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _write_prediction(folder: Path, image: Image.Image, outcome: Outcome, record: dict[str, Any]) -> None:
-    from rsvp_backend.demo.picture import overlay
-
-    mask = outcome.union(image.width, image.height)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        overlay(image, mask).save(folder / "overlay.png")
-        Image.fromarray(mask).convert("L").save(folder / "mask.png")
-        if outcome.trace.visual_prompt is not None:
-            outcome.trace.visual_prompt.save(folder / "visual_prompt.png")
-        (folder / "trace.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RsvpError(f"{folder} cannot be written: {error.strerror} (--out)") from None
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
 
 
 def _fail(error: RsvpError, status: int) -> int:

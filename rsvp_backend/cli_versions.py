@@ -14,10 +14,9 @@ from rsvp_backend.errors import SettingsError
 from rsvp_backend.presets import reasoner_registry
 from rsvp_backend.settings import Settings
 from rsvp_backend.training.registry import Registry
-from rsvp_backend.training.versions import Version
+from rsvp_backend.versioning import MODELS, Fitting, described, listed, promote, roll_back, scores_line
 
 ACTIONS = ("list", "show", "promote", "rollback", "delete")
-MODELS = ("vlsm", "reasoner")
 _WITH_ID = ("show", "promote", "delete")
 
 
@@ -29,7 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="after promote and rollback: give the backend of this Label Studio project the new version as its title",
     )  # fmt: skip
     command.add_argument(
-        "--of", choices=MODELS, default="vlsm", help="versions of the VLSM (default) or of the local reasoner"
+        "--of", choices=list(MODELS), default="vlsm", help="versions of the VLSM (default) or of the local reasoner"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, settings: Settings, out: Console) -> int:
     """Do what ``args`` say and give the exit status. Raises `SettingsError`, `VersionError` and others of ours."""
     registry = _checked(args, settings)
     if args.action in ("list", "show"):
-        found = _list(registry) if args.action == "list" else _show(registry, args.id)
+        found = listed(registry) if args.action == "list" else _show(registry, args.id)
         lines = _list_lines(found) if args.action == "list" else _show_lines(found)
     elif args.action == "delete":
         registry.delete(args.id)
@@ -69,36 +68,20 @@ def _checked(args: argparse.Namespace, settings: Settings) -> Registry:
     return Registry(settings.versions)
 
 
-def _list(registry: Registry) -> dict[str, Any]:
-    return {
-        "current": registry.current(),
-        "versions": [_described(registry, version) for version in registry.list()],
-        "damaged": registry.damaged(),
-    }
-
-
 def _show(registry: Registry, version_id: str) -> dict[str, Any]:
     version = registry.verify(version_id)
     record = version.record
     return {
-        **_described(registry, version), "base": record.base, "delta_sha256": version.delta_sha256,
+        **described(registry, version), "base": record.base, "delta_sha256": version.delta_sha256,
         "decision": record.decision, "reasons": list(record.reasons), "data": list(record.data),
         "calibration": record.calibration,
-    }  # fmt: skip
-
-
-def _described(registry: Registry, version: Version) -> dict[str, Any]:
-    return {
-        "id": version.id, "current": version.id == registry.current(), "state": registry.states()[version.id],
-        "created": version.created.isoformat(timespec="seconds"), "bytes": version.delta_bytes,
-        "parent": version.record.parent, "before": dict(version.record.before), "after": dict(version.record.after),
     }  # fmt: skip
 
 
 def _list_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{'*' if one['current'] else ' '} {one['id']:24} {one['state']:11} {one['created'][:16]} "
-        f"{one['bytes'] / 1e6:8.2f} MB  parent {one['parent'] or 'base':24} {_scores(one)}".rstrip()
+        f"{one['bytes'] / 1e6:8.2f} MB  parent {one['parent'] or 'base':24} {scores_line(one)}".rstrip()
         for one in found["versions"]
     ]
     lines += [f"! {name:24} {what}" for name, what in found["damaged"].items()]
@@ -115,7 +98,7 @@ def _show_lines(one: Mapping[str, Any]) -> list[str]:
         f"parent      {one['parent'] or 'base'}",
         f"delta       {one['bytes']} bytes, sha256 {one['delta_sha256']}",
         f"data        {len(one['data'])} corrections",
-        f"scores      {_scores(one) or 'none'}",
+        f"scores      {scores_line(one) or 'none'}",
         f"decision    {one['decision']}",
     ]
     lines += [f"            {reason}" for reason in one["reasons"]]
@@ -126,45 +109,37 @@ def _show_lines(one: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scores(one: Mapping[str, Any]) -> str:
-    """``iou 0.412 -> 0.781``, of every score that is known on one side or both."""
-    before, after = one["before"], one["after"]
-    names = [*after, *(name for name in before if name not in after)]
-    shown = {name: [f"{side[name]:.3f}" if name in side else "?" for side in (before, after)] for name in names}
-    return ", ".join(f"{name} {' -> '.join(values)}" for name, values in shown.items())
-
-
 def _move(registry: Registry, args: argparse.Namespace, settings: Settings) -> tuple[dict[str, Any], list[str]]:
     """Promote or roll back. The base weights are loaded: a version that does not fit them never becomes current."""
-    base = _reasoner_base(registry, args, settings) if args.of == "reasoner" else _vlsm_base(registry, args, settings)
+    model = _reasoner(registry, settings) if args.of == "reasoner" else _vlsm(registry, settings)
     before = _served(settings, args.project) if args.of == "reasoner" and args.project is not None else frozenset()
-    current = registry.promote(args.id, base).id if args.action == "promote" else registry.rollback(base)
+    current = promote(registry, args.id, model) if args.action == "promote" else roll_back(registry, model)
     found: dict[str, Any] = {"current": current, "model_version": None}
-    lines = [f"{current or 'the base weights ' + base}: current from now on; running servers follow in seconds"]
+    lines = [f"{current or 'the base weights ' + model.base}: current from now on; running servers follow in seconds"]
     if args.project is not None:
-        found["model_version"] = _tell(settings, args.project, current or base, before)
+        found["model_version"] = _tell(settings, args.project, current or model.base, before)
         lines.append(f"project {args.project}: its backend and model version are {found['model_version']} now")
     return found, lines
 
 
-def _vlsm_base(registry: Registry, args: argparse.Namespace, settings: Settings) -> str:
+def _vlsm(registry: Registry, settings: Settings) -> Fitting:
     from rsvp_backend.presets import vlsm_source
     from rsvp_backend.vlsm import weights
 
     base = weights.load(vlsm_source(settings))
-    if args.action == "promote":
-        registry.load(base, args.id)
-    return base.version
+    return Fitting(base.version, lambda version: registry.load(base, version))
 
 
-def _reasoner_base(registry: Registry, args: argparse.Namespace, settings: Settings) -> str:
+def _reasoner(registry: Registry, settings: Settings) -> Fitting:
     from rsvp_backend.presets import reasoner_base
 
     base = reasoner_base(settings)
-    if args.action == "promote":
-        registry.check_base(args.id, base.version)
-        base.reasoner(registry.delta(args.id), args.id)
-    return base.version
+
+    def try_on(version: str) -> None:
+        registry.check_base(version, base.version)
+        base.reasoner(registry.delta(version), version)
+
+    return Fitting(base.version, try_on)
 
 
 def _served(settings: Settings, project: int) -> frozenset[str]:

@@ -184,7 +184,8 @@ def _train(
         if progress.stage == "training":
             measured = "" if math.isnan(progress.held_out) else f"held-out loss {progress.held_out:.3f}, "
             text = f"loss {progress.loss:.3f}, {measured}{text}"
-        tell(Told(progress.stage, text, progress.step, progress.steps))
+        values = {"loss": progress.loss} if progress.stage == "training" else {}
+        tell(Told(progress.stage, text, progress.step, progress.steps, values))
 
     return distill(base, delta, examples, config, _run_folder(work), told, replay=settings.replay == "scenes")
 

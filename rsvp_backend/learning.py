@@ -138,7 +138,8 @@ def _train(plan: _Plan, corrections: Sequence[Correction], config: FinetuneConfi
         if progress.stage == "training":
             measured = "" if math.isnan(progress.held_out) else f"held-out IoU {progress.held_out:.3f}, "
             text = f"loss {progress.loss:.3f}, {measured}{text}"
-        tell(Told(progress.stage, text, progress.step, progress.steps))
+        values = {"loss": progress.loss, "held_out": progress.held_out} if progress.stage == "training" else {}
+        tell(Told(progress.stage, text, progress.step, progress.steps, values))
 
     return finetune(start, corrections, _replay(plan.settings), config, _checkpoints(plan.work, plan.project), told)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsvp_backend.errors import RsvpError
@@ -15,12 +15,16 @@ from rsvp_backend.training.versions import Record
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a lesson tells on its way. ``done`` of ``total`` steps of the stage; ``total`` 0 where nobody knows."""
+    """What a lesson tells on its way. ``done`` of ``total`` steps of the stage; ``total`` 0 where nobody knows.
+
+    ``measured``: ``loss`` and ``held_out`` as far as they are known.
+    """
 
     stage: str
     text: str
     done: int = 0
     total: int = 0
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 Tell = Callable[[Told], None]

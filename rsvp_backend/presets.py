@@ -93,6 +93,15 @@ def updated(rsvp: RSVP) -> RSVP | None:
     return RSVP(reasoner, segmenter, rsvp.config)
 
 
+def fixed_marks(settings: Settings) -> Marks | None:
+    """The marks that a local reasoner was trained on and reads alone; None: it reads any."""
+    from rsvp_backend.reasoner.model_folder import Marker
+
+    spec = settings.reasoner or PRESETS[settings.preset].reasoner
+    folder = DEMO_ASSETS / "reasoner" if spec == "demo" else Path(spec.removeprefix("hf:"))
+    return Marker.read(folder).marks if _is_local(spec) and folder.is_dir() else None
+
+
 def reasoner_registry(settings: Settings) -> Registry:
     """Where versions of the local reasoner are. Raises `SettingsError` where no folder is set."""
     if settings.reasoner_versions is None:

@@ -17,10 +17,14 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from rsvp_backend import __version__, presets
-from rsvp_backend.access import make_fetcher, open_client
+from rsvp_backend.access import make_fetcher, make_traces, open_client
 from rsvp_backend.engine import Engine
 from rsvp_backend.jobs.intake import START, Intake
 from rsvp_backend.jobs.routes import job_routes
+from rsvp_backend.jobs.versions_routes import VersionShelf, version_routes
+from rsvp_backend.pages.layout import asset_routes
+from rsvp_backend.pages.play_routes import play_routes
+from rsvp_backend.pages.trace_routes import trace_routes
 from rsvp_backend.security.bodies import BodyError, read_object
 from rsvp_backend.security.credentials import Credentials
 from rsvp_backend.security.gate import Gate
@@ -36,7 +40,6 @@ from rsvp_backend.serving.settling import Settler
 from rsvp_backend.serving.turns import Turns
 from rsvp_backend.serving.watching import watching_routes
 from rsvp_backend.settings import Settings
-from rsvp_backend.traces import TraceLog
 
 log = logging.getLogger(__name__)
 JSON = dict[str, Any]
@@ -45,7 +48,7 @@ _REMOTE = re.compile("openai:|https?://")
 
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings describe, not started. Raises `LabelStudioError` for an unusable token."""
-    traces = TraceLog(settings.traces)
+    traces = make_traces(settings)
     update = presets.updated if settings.versions or settings.reasoner_versions else None
     # A model here takes one task at a time; one on a server is waited for, and leaves room for clicks meanwhile.
     remote = _REMOTE.match(settings.reasoner or "") is not None
@@ -62,7 +65,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """
     credentials = Credentials.of(settings)
     engine = engine or make_engine(settings)
-    intake, crew = Intake(settings), Crew(engine.turns.slots)
+    intake, crew, shelf = Intake(settings), Crew(engine.turns.slots), VersionShelf(settings, engine)
     backlog, lacking = Backlog.of(settings)
     desk = Desk(engine, crew, Later(backlog, lacking), settings.max_requests)
     settler = Settler(backlog, engine, crew, lambda: open_client(settings), desk.is_asked) if backlog else None
@@ -86,7 +89,11 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.include_router(_calls(engine, credentials, intake))
     app.include_router(label_studio_routes(settings, engine, desk))
     app.include_router(watching_routes(engine, settler, lacking))
-    app.include_router(job_routes(intake))
+    app.include_router(trace_routes(settings, engine))
+    app.include_router(play_routes(settings, engine, crew))
+    app.include_router(job_routes(intake, shelf))
+    app.include_router(version_routes(shelf))
+    app.include_router(asset_routes())
     app.add_exception_handler(RequestValidationError, unreadable)
     app.add_middleware(Gate, settings=settings, credentials=credentials)
     app.add_middleware(RequestIds)

@@ -241,9 +241,15 @@ class Settings(BaseSettings):
     allow_no_auth: bool = Field(
         False, description="listen for other machines without passwords, behind a proxy that checks who asks"
     )
-    traces: Path | None = Field(
-        None, description="folder for the last 1000 traces (JSON, and PNG of the visual prompt); none: not written"
+    public_url: str | None = Field(
+        None, description="this server's address as people's browsers reach it: masks then carry a link to their trace"
     )
+    traces: Path | None = Field(
+        None,
+        description="folder for traces (JSON, the image, the visual prompt, the masks); none: the last 200, in memory",
+    )
+    traces_days: float = Field(30.0, gt=0, le=36_500, description="age at which traces there are dropped, days")
+    traces_bytes: int = Field(2**30, ge=2**20, description="traces kept there, bytes; the oldest are dropped")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
@@ -317,7 +323,7 @@ class Settings(BaseSettings):
             raise ValueError("auto, cpu, cuda, cuda:N or mps is expected")
         return value
 
-    @field_validator("label_studio_url", "label_studio_public_url")
+    @field_validator("label_studio_url", "label_studio_public_url", "public_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):

@@ -25,6 +25,7 @@ MIN_GAIN = 0.8
 ENLARGED_PX = 768
 """A window's longer side is enlarged to this, so that marks and object can be read."""
 
+ZoomMode = Literal["off", "auto", "always"]
 Ask = Callable[[Image.Image, Deadline | None], Answer]
 """Marks a picture and asks the request's question about it. Raises what `Reasoner.propose` raises."""
 
@@ -38,7 +39,7 @@ class Zoom:
     it. At most ``rounds`` for each of the first ``targets`` targets.
     """
 
-    mode: Literal["off", "auto", "always"] = "off"
+    mode: ZoomMode = "off"
     below: float = 0.05
     padding: float = 1.0
     rounds: int = 2

@@ -74,7 +74,7 @@ def _spellings(field: Field) -> None:
     CALLERS,
     "wrong auth",
     "a file by a trace's id, `/traces/..%2f..%2fetc%2fpasswd`",
-    "404: ids are looked up in memory",
+    "404: only what has an id's form is looked up",
 )
 def _trace_file(field: Field) -> None:
     with field.http() as http:

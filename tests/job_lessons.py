@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Note:
     text: str
     done: int = 0
     total: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -347,7 +347,7 @@ def test_traces_are_found_by_the_id_that_the_region_carries(images: Server, tmp_
         assert set(trace["timings_s"]) == {"fetch", "mark", "reason", "segment", "paste"}
         assert client.get("/traces/unknown").status_code == 404
     assert json.loads((tmp_path / f"{trace_id}.json").read_text()) == trace
-    with Image.open(tmp_path / f"{trace_id}.png") as picture:
+    with Image.open(tmp_path / f"{trace_id}.marked.jpg") as picture:
         assert picture.size == SIZE_PX
 
 

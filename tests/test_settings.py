@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rsvp_backend import presets
+from rsvp_backend.access import make_traces
 from rsvp_backend.errors import SettingsError
 from rsvp_backend.masks import Cleanup
 from rsvp_backend.reasoner.cache import AnswerStore, CachedReasoner
@@ -15,6 +16,7 @@ from rsvp_backend.reasoner.endpoint import EndpointConfig
 from rsvp_backend.reasoner.local import Decoding, LocalReasoner
 from rsvp_backend.reasoner.usage import Budget, Prices
 from rsvp_backend.settings import Settings, load_settings, settings_markdown, settings_rows
+from rsvp_backend.trace_files import TraceLimits
 from rsvp_backend.vlsm.segmenter import SegmenterOptions, VlsmSegmenter
 
 README = Path(__file__).parents[1] / "README.md"
@@ -62,6 +64,9 @@ def test_an_unknown_name_stops_the_start_and_is_named(monkeypatch: pytest.Monkey
     [
         ("RSVP_PRESET", "demi", "'demo'"),
         ("RSVP_PORT", "70000", "65535"),
+        ("RSVP_PUBLIC_URL", "backend:9090", "an address like http"),
+        ("RSVP_TRACES_DAYS", "0", "greater than 0"),
+        ("RSVP_TRACES_BYTES", "1000", "1048576"),
         ("RSVP_PORT", "abc", "integer"),
         ("RSVP_PADDING", "-1", "greater than or equal to 0"),
         ("RSVP_ZOOM", "on", "'off', 'auto' or 'always'"),
@@ -344,3 +349,11 @@ def test_reasoner_versions_are_a_folder_of_their_own_over_a_local_reasoner(
     assert versioned.version == plain.version
     assert presets.updated(versioned) is None
     assert not (tmp_path / "versions").exists()
+
+
+def test_traces_are_kept_where_and_as_long_as_the_settings_say(tmp_path: Path) -> None:
+    settings = load_settings(traces=tmp_path, traces_days=3, traces_bytes=2**21, public_url="https://rsvp.example")
+    log = make_traces(settings)
+    assert log.address("x") == "https://rsvp.example/traces/x"
+    assert log._files is not None
+    assert (log._files._folder, log._files._limits) == (tmp_path, TraceLimits(3, 2**21))

@@ -1,74 +1,57 @@
-"""The pages of /jobs: self-contained HTML. Every text of a job is escaped; scripts other than ours do not run."""
+"""The pages of /jobs. Every text of a job is escaped."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from rsvp_backend.jobs import plot
 from rsvp_backend.jobs.job import Job, State
+from rsvp_backend.jobs.store import Curve
+from rsvp_backend.pages import layout
 
 SHOWN = 50
 _NOTABLE = 0.005
 _MEASURED = (("held_out", "IoU on held-out corrections"), ("replay", "IoU on earlier data"))
+_FORM = (
+    '<form class="fields" data-post="jobs"><label>Project\'s id<input name="project" type="number" min="1" required>'
+    '</label><button class="main">Start a lesson</button></form>'
+)
 
 
-@cache
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def policy() -> str:
-    """The page's Content-Security-Policy: our script and style, and requests to this server."""
-    script, style = (_digest(_part(name)) for name in ("page.js", "page.css"))
-    return (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; style-src-attr 'unsafe-inline'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def all_jobs(jobs: Sequence[Job], works: bool, lacking: str | None) -> str:
-    """The newest `SHOWN` jobs and all that have not ended."""
+def all_jobs(
+    jobs: Sequence[Job], works: bool, lacking: str | None, versions: str = "", curves: dict[int, Curve] | None = None
+) -> str:
+    """The newest `SHOWN` jobs and all that have not ended. ``versions``: their sections, HTML; ``curves``: by job."""
     shown = [job for index, job in enumerate(jobs) if index < SHOWN or not job.state.ended]
-    form = (
-        '<form data-post="jobs"><label for="project">Project</label>'
-        '<input id="project" name="project" type="number" min="1" required placeholder="id">'
-        '<button class="main">Start a lesson</button></form>'
-    )
     notes = [escape(lacking)] if lacking else []
     if not lacking and not works:
         notes.append("No worker runs, so nothing is begun: start <code>rsvp-backend worker</code>.")
     empty = '<p class="dim">Nothing yet. A lesson is started here, or by <i>Start Training</i> in Label Studio.</p>'
-    cards = "".join(_card(job, "jobs/") for job in shown) or ("" if lacking else empty)
-    return _page("Jobs", "Jobs", "" if lacking else form, _notes(notes) + cards)
+    cards = "".join(_card(job, "jobs/", (curves or {}).get(job.id, ())) for job in shown)
+    body = f"{layout.notes(notes)}{cards or ('' if lacking else empty)}{versions}"
+    return _page("Jobs", "Jobs", "" if lacking else _FORM, body, "")
 
 
-def one_job(job: Job, lines: Sequence[str], works: bool) -> str:
+def one_job(job: Job, lines: Sequence[str], works: bool, curve: Curve = ()) -> str:
     """One job with the last lines of its log."""
     log = escape("\n".join(lines)) or '<span class="dim">nothing yet</span>'
     notes = [] if works or job.state.ended else ["No worker runs: start <code>rsvp-backend worker</code>."]
-    body = f"{_notes(notes)}{_card(job, '')}<h3>Log (times are UTC)</h3><pre>{log}</pre>"
-    return _page(f"Job {job.id}", f'<a href="../jobs">Jobs</a> / {job.id}', "", body)
+    log = f'<h3 id="log">Log (times are UTC)</h3><pre tabindex="0" role="region" aria-labelledby="log">{log}</pre>'
+    body = f"{layout.notes(notes)}{_card(job, '', curve)}{log}"
+    return _page(f"Job {job.id}", f'<a href="../jobs">Jobs</a> / {job.id}', "", body, "../")
 
 
-def _page(title: str, heading: str, form: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} - rsvp-backend</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        '<noscript><meta http-equiv="refresh" content="5"></noscript>'
-        f"<style>{_part('page.css')}</style></head><body><header><h1>{heading}</h1>{form}"
-        f'<p id="said" role="alert"></p></header><main>{body}</main><script>{_part("page.js")}</script></body></html>'
-    )
+def _page(title: str, heading: str, form: str, body: str, root: str) -> str:
+    """What is in ``#live`` is kept fresh."""
+    main = f'{form}<div id="live">{body}</div>'
+    return layout.page(title, heading, main, here="jobs", root=root, script="jobs.js")
 
 
-def _card(job: Job, folder: str) -> str:
+def _card(job: Job, folder: str, curve: Curve) -> str:
     """``folder``: where the job's own address is, as seen from the page."""
     parts = [_top(job, folder)]
     if job.state is State.RUNNING:
@@ -77,6 +60,8 @@ def _card(job: Job, folder: str) -> str:
         parts.append(f'<p class="times">{escape(job.text)}</p>')
     if job.error:
         parts.append(f'<p class="error">{escape(job.error)}</p>')
+    if curve and (job.state is State.RUNNING or not folder):
+        parts.append(plot.curves(curve, job.total))
     if job.result is not None:
         parts.append(_result(dict(job.result)))
     parts.append(f'<p class="times">{_times(job)}</p>')
@@ -87,26 +72,25 @@ def _top(job: Job, folder: str) -> str:
     name = f"Job {job.id}, project {job.project}"
     linked = f'<a href="jobs/{job.id}">{name}</a>' if folder else name
     state = "cancelling" if job.cancelling else str(job.state)
-    button = "" if job.state.ended or job.cancelling else _button(f"{folder}{job.id}/cancel")
+    button = "" if job.state.ended or job.cancelling else _button(job, folder)
     return (
         f'<div class="top"><h2>{linked}</h2><span class="state {job.state}">{state}</span>'
         f'<span class="why">{escape(job.why)}</span>{button}</div>'
     )
 
 
-def _button(address: str) -> str:
-    return f'<button data-post="{address}">Cancel</button>'
+def _button(job: Job, folder: str) -> str:
+    name = f"Cancel job {job.id}"
+    return f'<button id="cancel-{job.id}" data-post="{folder}{job.id}/cancel" aria-label="{name}">Cancel</button>'
 
 
 def _progress(job: Job) -> str:
-    bar = '<div class="bar unknown"><i></i></div>'
-    if job.total:
-        share = min(max(job.done / job.total, 0.0), 1.0)
-        told = f'role="progressbar" aria-valuenow="{share:.0%}"'.replace("%", "")
-        bar = f'<div class="bar" {told}><i style="width:{share:.1%}"></i></div>'
-    words = [f"<b>{escape(job.stage or 'beginning')}</b>"]
+    stage = escape(job.stage or "beginning")
+    known = f' value="{min(max(job.done, 0), job.total)}" max="{job.total}"' if job.total else ""
+    words = [f"<b>{stage}</b>"]
     words += [f"<span>{job.done} of {job.total}</span>"] if job.total else []
     words += [f'<span class="dim">{escape(job.text)}</span>'] if job.text else []
+    bar = f'<progress{known} aria-label="Job {job.id}: {stage}"></progress>'
     return f'{bar}<div class="progress">{"".join(words)}</div>'
 
 
@@ -118,9 +102,11 @@ def _result(lesson: dict[str, Any]) -> str:
         kept = "is promoted" if lesson.get("promoted") else "is kept as a candidate"
         end = f"<b>{escape(str(version))}</b> {kept}, from {escape(str(lesson.get('corrections')))} corrections."
     rows = "".join(_row(title, scores.get(f"{name}_before"), scores.get(f"{name}_after")) for name, title in _MEASURED)
-    table = f"<table><tr><th></th><th>before</th><th>after</th><th>gain</th></tr>{rows}</table>" if rows else ""
+    head = "".join(f'<th scope="col" class="number">{name}</th>' for name in ("before", "after", "gain"))
+    table = f'<table class="short"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
     lines = "".join(f"<li>{escape(str(line))}</li>" for line in _lines(lesson))
-    return f'<p class="times">{end}</p>{table}{f"<ul>{lines}</ul>" if lines else ""}'
+    told = f'<ul class="lines">{lines}</ul>' if lines else ""
+    return f'<p class="times">{end}</p>{table}{told}'
 
 
 def _lines(lesson: dict[str, Any]) -> Iterable[object]:
@@ -134,7 +120,8 @@ def _row(title: str, before: float | None, after: float | None) -> str:
         return ""
     gain = after - before
     better = "up" if gain > _NOTABLE else "down" if gain < -_NOTABLE else ""
-    return f'<tr><th>{title}</th><td>{before:.3f}</td><td>{after:.3f}</td><td class="{better}">{gain:+.3f}</td></tr>'
+    cells = f'<td class="number">{before:.3f}</td><td class="number">{after:.3f}</td>'
+    return f'<tr><th scope="row">{title}</th>{cells}<td class="number {better}">{gain:+.3f}</td></tr>'
 
 
 def _times(job: Job) -> str:
@@ -169,11 +156,3 @@ def _span(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
-
-
-def _notes(notes: Iterable[str]) -> str:
-    return "".join(f'<p class="note">{note}</p>' for note in notes)
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

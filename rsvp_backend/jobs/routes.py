@@ -1,16 +1,12 @@
-"""/jobs over HTTP: a page for people, JSON for programs.
-
-A POST must say that it is JSON, which a form on another site cannot, and must not come from another site where the
-browser tells: browsers add a user's basic auth to whatever is sent from anywhere.
-"""
+"""/jobs over HTTP: a page for people, JSON for programs; and what the page does with versions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, StrictInt
 from starlette.concurrency import run_in_threadpool
 
@@ -18,6 +14,10 @@ from rsvp_backend.jobs import page
 from rsvp_backend.jobs.intake import LARGEST_ID, Intake
 from rsvp_backend.jobs.job import Job, JobError, State
 from rsvp_backend.jobs.service import Jobs
+from rsvp_backend.jobs.store import Curve
+from rsvp_backend.jobs.versions_routes import VersionShelf
+from rsvp_backend.pages import layout
+from rsvp_backend.security.same_site import refuse_other_sites
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,22 +29,25 @@ class StartBody(BaseModel):
     project: StrictInt = Field(ge=1, le=LARGEST_ID)
 
 
-def job_routes(intake: Intake) -> APIRouter:
+def job_routes(intake: Intake, shelf: VersionShelf) -> APIRouter:
     router = APIRouter(prefix="/jobs")
 
     @router.get("")
     async def jobs(request: Request) -> Response:
         found, works = await _asked(_all, intake.jobs)
-        if _wants_html(request):
-            return _html(page.all_jobs(found, works, intake.lacking))
+        if layout.wants_html(request):
+            curves = await _asked(_curves, intake.jobs, found)
+            versions = await run_in_threadpool(shelf.sections)
+            return layout.reply(page.all_jobs(found, works, intake.lacking, versions, curves))
         listed = [job.to_dict() for job in found]
         return JSONResponse({"jobs": listed, "worker": works, "detail": intake.lacking})
 
     @router.get("/{job_id}")
     async def one(request: Request, job_id: int) -> Response:
         job, lines, works = await _asked(_one, _known(intake, job_id), job_id)
-        if _wants_html(request):
-            return _html(page.one_job(job, lines, works))
+        if layout.wants_html(request):
+            curves = await _asked(_curves, intake.jobs, [job])
+            return layout.reply(page.one_job(job, lines, works, curves.get(job_id, ())))
         return JSONResponse({**job.to_dict(), "log": lines})
 
     @router.post("", dependencies=[Depends(refuse_other_sites)])
@@ -62,12 +65,13 @@ def job_routes(intake: Intake) -> APIRouter:
     return router
 
 
-async def refuse_other_sites(request: Request) -> None:
-    """A route dependency. Raises 415 without a JSON content type, 403 for a request from another site."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "send this with Content-Type: application/json")
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise HTTPException(403, "this came from a page of another site")
+def _curves(jobs: Jobs | None, found: Iterable[Job]) -> dict[int, Curve]:
+    """Of those that may be shown: on the list, only what runs is drawn."""
+    if jobs is None:
+        return {}
+    found = tuple(found)
+    wanted = [job.id for job in found if job.state is State.RUNNING or len(found) == 1]
+    return {number: jobs.store.curve(number) for number in wanted}
 
 
 def _all(jobs: Jobs | None) -> tuple[tuple[Job, ...], bool]:
@@ -101,11 +105,3 @@ async def _asked(act: Callable[P, T], *values: P.args, **named: P.kwargs) -> T:
         return await run_in_threadpool(act, *values, **named)
     except JobError as error:
         raise HTTPException(503, str(error)) from None
-
-
-def _wants_html(request: Request) -> bool:
-    return "text/html" in request.headers.get("accept", "")
-
-
-def _html(text: str) -> HTMLResponse:
-    return HTMLResponse(text, headers={"Content-Security-Policy": page.policy(), "Cache-Control": "no-store"})

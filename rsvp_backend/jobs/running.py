@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rsvp_backend.jobs.job import Job, JobError, one_line
-from rsvp_backend.jobs.store import JobStore
+from rsvp_backend.jobs.store import Curve, JobStore
 from rsvp_backend.lessons import CancelledError
 from rsvp_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LOG_LINES = 200
+CURVE_POINTS = 240
+"""Past that every second one is dropped."""
 RECORDED_EVERY_S = 0.5
 LOGGED_EVERY_S = 15.0
 _PACKAGE = "rsvp_backend"
@@ -33,6 +35,8 @@ class Told(Protocol):
     def done(self) -> int: ...
     @property
     def total(self) -> int: ...
+    @property
+    def measured(self) -> Mapping[str, float]: ...
 
 
 class Taught(Protocol):
@@ -53,11 +57,14 @@ class StoppedError(Exception):
 class Running:
     """Told by one lesson. Raises `StoppedError` and `CancelledError` out of `tell`."""
 
-    def __init__(self, job: Job, store: JobStore, stopping: Callable[[], bool], log_lines: list[str]) -> None:
+    def __init__(
+        self, job: Job, store: JobStore, stopping: Callable[[], bool], log_lines: list[str], curve: Curve = ()
+    ) -> None:
         self.job = job
         self._store = store
         self._stopping = stopping
         self._lines = deque(log_lines, LOG_LINES)
+        self._curve = curve
         self._stage = ""
         self._recorded_s = self._logged_s = float("-inf")
 
@@ -85,6 +92,9 @@ class Running:
                 text = one_line(told.text)
                 changes.update(self.job.id, stage=told.stage, text=text, done=told.done, total=told.total)
                 changes.keep_log(self.job.id, self.lines)
+                if told.measured:
+                    self._curve = with_point(self._curve, told)
+                    changes.keep_curve(self.job.id, self._curve)
                 job = changes.one(self.job.id)
         except JobError as error:
             log.warning("the progress of job %d is not recorded: %s", self.job.id, error)
@@ -103,6 +113,14 @@ class Running:
             yield
         finally:
             logging.getLogger(_PACKAGE).removeHandler(handler)
+
+
+def with_point(curve: Curve, told: Told) -> Curve:
+    """``curve`` with what was measured at this step; what a resumed job goes through again replaces what was there."""
+    values = finite(dict(told.measured))
+    kept = tuple(point for point in curve if point[0] < told.done)
+    kept = kept[::2] if len(kept) >= CURVE_POINTS else kept
+    return (*kept, (told.done, values.get("loss"), values.get("held_out")))
 
 
 class _Handler(logging.Handler):

@@ -19,11 +19,15 @@ from rsvp_backend.jobs.job import Job, JobError, State
 from rsvp_backend.training import durable
 
 FILE = "jobs.db"
+Curve = tuple[tuple[int, float | None, float | None], ...]
+"""(step, loss, held-out IoU) as it was told; None where it was not measured yet."""
 KEPT = 200
 """Ended jobs that are kept."""
 MAX_PROJECTS = 1000
 """Projects whose corrections are counted; who was counted longest ago is forgotten first."""
 LAYOUT = 1
+_CURVES = "create table if not exists curves (job integer primary key, points text not null)"
+"""Also made where a file of the same layout lacks it."""
 _SCHEMA = f"""
 begin immediate;
 create table if not exists jobs (
@@ -35,6 +39,7 @@ create table if not exists jobs (
 create unique index if not exists one_queued on jobs (project) where state = 'queued';
 create unique index if not exists one_running on jobs (project) where state = 'running';
 create table if not exists logs (job integer primary key, lines text not null);
+{_CURVES};
 create table if not exists counts (project integer primary key, count integer not null, touched real not null);
 create table if not exists store (name text not null);
 insert into store select '{{name}}' where not exists (select 1 from store);
@@ -82,6 +87,16 @@ class JobStore:
         with self._opened() as connection:
             row = connection.execute("select lines from logs where job = ?", (job_id,)).fetchone()
         return list(json.loads(row["lines"])) if row else []
+
+    def curve(self, job_id: int) -> Curve:
+        """What was measured while the job ran; records of an earlier release have none."""
+        if not self.path.exists():
+            return ()
+        with self._opened() as connection:
+            if not connection.execute("select 1 from sqlite_master where name = 'curves'").fetchone():
+                return ()
+            row = connection.execute("select points from curves where job = ?", (job_id,)).fetchone()
+        return tuple(tuple(point) for point in json.loads(row["points"])) if row else ()
 
     def name(self) -> str:
         """Unlike that of any other store: what its queue is called, where several share a Redis."""
@@ -140,7 +155,9 @@ class Changes:
         number = self._connection.execute(query, values).lastrowid
         ended = "select id from jobs where ended is not null order by ended desc limit -1 offset ?"
         self._connection.execute(f"delete from jobs where id in ({ended})", (KEPT,))
-        self._connection.execute("delete from logs where job not in (select id from jobs)")
+        self._connection.execute(_CURVES)
+        for table in ("logs", "curves"):
+            self._connection.execute(f"delete from {table} where job not in (select id from jobs)")
         (job,) = self._jobs("id = ?", number)
         return job
 
@@ -156,6 +173,10 @@ class Changes:
 
     def keep_log(self, job_id: int, lines: Sequence[str]) -> None:
         self._connection.execute("insert or replace into logs values (?, ?)", (job_id, json.dumps(list(lines))))
+
+    def keep_curve(self, job_id: int, points: Curve) -> None:
+        self._connection.execute(_CURVES)
+        self._connection.execute("insert or replace into curves values (?, ?)", (job_id, json.dumps(points)))
 
     def count(self, project: int, more: int) -> int:
         """Add to the project's count of corrections, and give it."""

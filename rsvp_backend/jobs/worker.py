@@ -79,7 +79,8 @@ class Worker:
         if job is None:
             return
         earlier = self._insist(lambda: self.jobs.store.log(job_id))
-        running = Running(job, self.jobs.store, self._stop.is_set, earlier or [])
+        curve = self._insist(lambda: self.jobs.store.curve(job_id))
+        running = Running(job, self.jobs.store, self._stop.is_set, earlier or [], curve or ())
         with running.listening():
             log.info("job %d, project %d: begins", job.id, job.project)
             state, values = self._teach(job, running)

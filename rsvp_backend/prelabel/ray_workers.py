@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rsvp_backend import presets
-from rsvp_backend.access import make_fetcher, open_client
+from rsvp_backend.access import make_fetcher, make_traces, open_client
 from rsvp_backend.answers import Question
 from rsvp_backend.errors import ImageError, SettingsError
 from rsvp_backend.metrics import meter_of
@@ -27,7 +27,6 @@ from rsvp_backend.prelabel.running import Result, encoded
 from rsvp_backend.prelabel.steps import Answered, Asked, Common, Seen, Work, ask, cut, look
 from rsvp_backend.prelabel.studio import encode
 from rsvp_backend.settings import Settings
-from rsvp_backend.traces import TraceLog
 from rsvp_backend.types import Prompt, Segmentation
 
 Batch = dict[str, Any]
@@ -132,7 +131,7 @@ class Segmenting(_Worker):
             )
         self._encode: Callable[[Answered], Result] = partial(
             encode, version=job.version, config=job.common.config, project=job.project,
-            traces=TraceLog(job.settings.traces),
+            traces=make_traces(job.settings),
         )  # fmt: skip
 
     def run(self, items: list[Seen | Answered]) -> list[Result]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from rsvp_backend.access import make_fetcher, open_client
+from rsvp_backend.access import make_fetcher, make_traces, open_client
 from rsvp_backend.answers import Question, answer, shown_uri
 from rsvp_backend.errors import ImageError, LabelStudioError
 from rsvp_backend.flights import Flights
@@ -58,7 +58,7 @@ class Studio:
         self.failures = Failures(folder / "failed.jsonl")
         self._fetcher = make_fetcher(settings)
         self._images: Flights[Image.Image] = Flights(size_bytes, KEPT)
-        self._traces = TraceLog(settings.traces)
+        self._traces = make_traces(settings)
         self._together = True
 
     def _given_up(self) -> bool:
@@ -182,7 +182,7 @@ def encode(answered: Answered, version: str, config: LabelConfig, project: int, 
         outcome, task=task, project=str(project), image=shown_uri(answered.uri), size_px=answered.size_px,
         model_version=version,
     )  # fmt: skip
-    item = answer(outcome, config, version, trace)
+    item = answer(outcome, config, version, trace, traces.address(trace))
     reason = None if outcome.reason is None else str(outcome.reason)
     detail = one_line(outcome.detail, DETAIL_CHARS)
     return Result(answered.work.key, "new", item, len(outcome.instances), reason, detail)

@@ -85,10 +85,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answered:
-    """An outcome without its picture, and the id of its trace."""
+    """An outcome without its picture, the id of its trace, and where people see that (None: nobody knows)."""
 
     outcome: Outcome
     trace_id: str
+    trace_url: str | None = None
 
     @property
     def final(self) -> bool:
@@ -97,7 +98,7 @@ class Answered:
 
     def item(self, asked: Asked, version: str) -> dict[str, Any]:
         """As ``/predict`` answers (see `answers.answer`)."""
-        item = answer(self.outcome, asked.config, version, self.trace_id)
+        item = answer(self.outcome, asked.config, version, self.trace_id, self.trace_url)
         return item if asked.batch.context is None else with_message(item, self.outcome, asked.config)
 
 
@@ -241,13 +242,16 @@ class Answerer:
         self._metrics.observe(outcome)
         trace_id = self._traces.add(
             outcome,
+            picture=image,
             task=question.task_id,
             project=batch.project,
             image=shown_uri(question.uri),
             size_px=image.size,
+            labels=question.config.label_values,
             model_version=rsvp.version,
         )
-        return Answered(replace(outcome, trace=replace(outcome.trace, visual_prompt=None)), trace_id)
+        outcome = replace(outcome, trace=replace(outcome.trace, visual_prompt=None))
+        return Answered(outcome, trace_id, self._traces.address(trace_id))
 
     def _refused(self, reason: EmptyReason, detail: str, task: Mapping[str, Any], asked: Asked) -> Answered:
         answered = self._empty(reason, detail, task, asked)

@@ -35,7 +35,7 @@ SETUP_WAIT_S = 0.05
 LOADING_RETRY_S = 5
 MAX_PROJECTS = 1000
 _LABEL_STUDIO_AGENT = "heartex/"
-_ROUTES = ("health", "setup", "predict", "versions", "webhook", "jobs", "backlog", "traces", "metrics")
+_ROUTES = ("health", "setup", "predict", "versions", "webhook", "jobs", "backlog", "traces", "play", "metrics")
 
 
 class SetupBody(BaseModel):

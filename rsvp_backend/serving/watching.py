@@ -1,4 +1,4 @@
-"""Routes for whoever looks after the server: /metrics, /traces, /backlog."""
+"""Routes for whoever looks after the server: /metrics, /backlog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from starlette.concurrency import run_in_threadpool
 
 from rsvp_backend.engine import Engine
 from rsvp_backend.metrics import CONTENT_TYPE
-from rsvp_backend.security.replies import AsciiJson
 from rsvp_backend.serving.backlog import Backlog, BacklogError, Entry, Standing
 from rsvp_backend.serving.settling import Settler
 
@@ -24,17 +23,6 @@ def watching_routes(engine: Engine, settler: Settler | None, lacking: str) -> AP
     @router.get("/metrics")
     async def metrics() -> Response:
         return Response(await run_in_threadpool(engine.metrics.text), media_type=CONTENT_TYPE)
-
-    @router.get("/traces")
-    async def traces() -> Response:
-        return AsciiJson({"traces": engine.traces.recent()})
-
-    @router.get("/traces/{trace_id}")
-    async def trace(trace_id: str) -> Response:
-        record = engine.traces.get(trace_id)
-        if record is None:
-            raise HTTPException(404, f"trace {trace_id[:50]!r} is unknown: only the newest ones are kept in memory")
-        return AsciiJson(record)
 
     @router.get("/backlog")
     async def backlog() -> JSON:

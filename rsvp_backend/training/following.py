@@ -19,7 +19,7 @@ class Following(Generic[Model]):
 
     def __init__(self, registry: Registry, base: str, make: Callable[[Following[Model], str | None], Model]) -> None:
         self.registry = registry
-        self._base, self._make = base, make
+        self.base, self._make = base, make
         self._stamp = registry.stamp()
 
     def first(self) -> Model:
@@ -31,8 +31,12 @@ class Following(Generic[Model]):
         try:
             return self._make(self, self.registry.current())
         except VersionError as error:
-            log.error("%s. The base weights %s are served", error, self._base)
+            log.error("%s. The base weights %s are served", error, self.base)
             return self._make(self, None)
+
+    def of(self, version: str | None) -> Model:
+        """Of any version, whatever is current: what is followed stays as it is. Raises `VersionError`."""
+        return self._make(self, version)
 
     def changed(self) -> Model | None:
         """Of a version that became current since the last call, else None.
