@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 from rsvp_backend import presets
 from rsvp_backend.access import make_fetcher
 from rsvp_backend.answers import Question
+from rsvp_backend.errors import SettingsError
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.prelabel import on_ray
@@ -196,3 +197,9 @@ def test_what_the_source_raises_comes_after_the_waves_before_it(works: list[Work
 
     with pytest.raises(OSError, match="away"):
         list(waves(source()))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "somewhere", "127.0.0.1:99999"])
+def test_an_address_without_a_cluster_is_told_at_once(models: Models, address: str) -> None:
+    with pytest.raises(SettingsError, match="--ray-address"):
+        RayLine(models.settings, 1, models.rsvp, steps(models, []), address)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 WAVES = (1_000, 10_000, 100_000)
 """Tasks of the first waves; all later ones are as large as the last."""
+CONNECT_S = 10.0
 CHUNK = 32
 """Results that are stored by one request, and that a stop waits for at most."""
 
@@ -181,6 +183,21 @@ def _said(error: Exception) -> str:
     return next((line for line in reversed(lines) if "Error: " in line), lines[-1] if lines else type(error).__name__)
 
 
+def _check(address: str) -> None:
+    """Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        if address != "auto":
+            raise SettingsError(f"--ray-address is {address!r}: auto, HOST:PORT or ray://HOST:PORT is expected")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SettingsError(
+            f"nothing answers at {address!r} (--ray-address): {error}; is `ray start --head` running there?"
+        ) from None
+
+
 def _connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -189,6 +206,8 @@ def _connected(address: str | None) -> Any:
         import ray.exceptions
     except ModuleNotFoundError as error:
         raise SettingsError(f"{error.name} is not installed: pip install 'rsvp-backend[ray]'") from None
+    if address is not None:
+        _check(address)
     own: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
         if not ray.is_initialized():
