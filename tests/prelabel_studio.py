@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class FakeStudio:
     backends: list[dict[str, Any]] = field(default_factory=list)
     bulk: list[int] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1000))
 
     def add(self, count: int, instruction: str = "the cup {}") -> None:
         for _ in range(count):
@@ -50,7 +52,7 @@ class FakeStudio:
             self.tasks[task] = {"image": "/data/upload/1/a.png", "instruction": instruction.format(task)}
 
     def hold(self, task: int, version: str, score: float | None = 0.5) -> int:
-        number = len(self.predictions) + 1000
+        number = next(self.ids)
         self.predictions[number] = {"id": number, "task": task, "model_version": version, "score": score, "result": []}
         return number
 
@@ -117,7 +119,7 @@ class FakeStudio:
         if any(item["task"] not in self.tasks for item in items):
             return json_reply({"detail": "Validation error", "validation_errors": {"non_field_errors": ["x"]}}, 400)
         for item in items:
-            self.predictions[len(self.predictions) + 1000] = {"id": len(self.predictions) + 1000, **item}
+            self._kept(item)
         self.bulk.append(len(items))
         return json_reply({"created": len(items)}, 201)
 
@@ -131,9 +133,12 @@ class FakeStudio:
         if item["task"] not in self.tasks:
             errors = {"task": [f'Invalid pk "{item["task"]}" - object does not exist.']}
             return json_reply({"detail": "Validation error", "validation_errors": errors}, 400)
-        number = max(self.predictions, default=999) + 1
+        return json_reply(self._kept(item), 201)
+
+    def _kept(self, item: dict[str, Any]) -> dict[str, Any]:
+        number = next(self.ids)
         self.predictions[number] = {"id": number, **item}
-        return json_reply(self.predictions[number], 201)
+        return self.predictions[number]
 
 
 LOST = "the answer is lost"

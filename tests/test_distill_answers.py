@@ -205,7 +205,8 @@ def test_a_teacher_that_is_down_is_not_asked_on_and_on_and_its_answers_are_kept(
     asked = tasks("the key", *(f"down {n}" for n in range(100)))
     with pytest.raises(ReasonerError, match=f"failed {GIVE_UP_AFTER} times in a row, the last time: connection ref"):
         ask_teacher(teacher, asked, MARKS, workers=workers)
-    assert len(inner.asked) <= 1 + GIVE_UP_AFTER + workers
+    # Failures beside the one answer may be counted before it; it begins the count anew.
+    assert len(inner.asked) <= 1 + (GIVE_UP_AFTER - 1) + GIVE_UP_AFTER + workers
     (found,) = ask_teacher(teacher, asked[:1], MARKS).examples
     assert found.proposals[0].object == "red key"
     assert inner.asked.count("the key") == 1
