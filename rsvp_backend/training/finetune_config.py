@@ -38,7 +38,7 @@ class FinetuneConfig:
     held_out_share: float = 0.2
     variants: int = 7
     evaluate_every: int = 50
-    patience: int = 3
+    patience: int = 6
     checkpoint_every: int = 25
     view: ViewName = "crop"
     device: str = "auto"
