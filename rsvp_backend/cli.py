@@ -19,6 +19,7 @@ from rsvp_backend import (
     cli_evaluate,
     cli_experiment,
     cli_finetune,
+    cli_label_config,
     cli_predict,
     cli_prelabel,
     cli_pretrain,
@@ -111,13 +112,7 @@ def show_settings(_: argparse.Namespace) -> int:
 
 
 def label_config(args: argparse.Namespace) -> int:
-    from rsvp_backend.labelstudio.tags import default_label_config
-
-    labels = [label.strip() for label in args.labels.split(",") if label.strip()]
-    if not labels:
-        raise LabelConfigError(f"--labels is {args.labels!r}: one or more names with commas between are expected")
-    sys.stdout.write(default_label_config(labels))
-    return 0
+    return cli_label_config.run(args)
 
 
 def versions(args: argparse.Namespace) -> int:
@@ -182,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("settings", help="print all settings as a table")
     command.set_defaults(run=show_settings)
     command = commands.add_parser("label-config", help="print a labeling config for Label Studio")
-    command.add_argument("--labels", default="Object", help="names of the masks' labels, with commas between")
+    cli_label_config.add_options(command)
     command.set_defaults(run=label_config)
     return parser
 

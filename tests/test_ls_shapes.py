@@ -56,7 +56,8 @@ def test_polygons_are_the_pixels_whose_centres_lie_inside(points: list[tuple[flo
     for row in range(height_px):
         for column in range(width_px):
             x, y, inside = column + 0.5, row + 0.5, False
-            for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
+            for edge in zip(points, points[1:] + points[:1], strict=True):
+                (x0, y0), (x1, y1) = sorted(edge, key=lambda point: (point[1], point[0]))
                 if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * ((x1 - x0) / (y1 - y0)) <= x:
                     inside = not inside
             expected[row, column] = inside

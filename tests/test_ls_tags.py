@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
 from rsvp_backend.errors import LabelConfigError
-from rsvp_backend.labelstudio.tags import MaskLabel, default_label_config, match_label, parse_label_config
+from rsvp_backend.labelstudio.tags import (
+    MASK_TAGS,
+    Kind,
+    MaskLabel,
+    default_label_config,
+    match_label,
+    parse_label_config,
+)
 
 DATA = Path(__file__).parent / "data" / "label_studio"
 
@@ -70,7 +77,7 @@ def test_the_shipped_prompt_lies_below_the_image_and_requires_no_field() -> None
     assert (reasoning.get("perRegion"), reasoning.get("displayMode"), reasoning.get("rows")) == (
         "true",
         "region-list",
-        "2",
+        "3",
     )
 
 
@@ -117,11 +124,36 @@ def test_tags_of_another_image_are_left_alone() -> None:
     assert (config.image_name, config.reasoning_name) == ("image", None)
 
 
-@pytest.mark.parametrize("tag", ["BitmaskLabels", "PolygonLabels", "RectangleLabels"])
+@pytest.mark.parametrize("tag", ["EllipseLabels", "KeyPointLabels", "Brush"])
 def test_other_mask_tags_are_named_with_what_to_add(tag: str) -> None:
     xml = view(f'{IMAGE}<{tag} name="m" toName="image"><Label value="A"/></{tag}>')
     with pytest.raises(LabelConfigError, match=rf'only <{tag}>.*Add inside <View>: <BrushLabels name="mask"'):
         parse_label_config(xml)
+
+
+@pytest.mark.parametrize("kind", list(MASK_TAGS))
+def test_masks_go_into_the_tag_that_is_there(kind: Kind) -> None:
+    label, smart = '<Label value="A"/>', 'smart="true" smartOnly="true"'
+    asking = f'<RectangleLabels name="boxes" toName="image" {smart}>{label}</RectangleLabels>'
+    mask = f'<{MASK_TAGS[kind]} name="m" toName="image">{label}</{MASK_TAGS[kind]}>'
+    for inside in (asking + mask, mask + asking):
+        config = parse_label_config(view(IMAGE + inside))
+        assert (config.kind, config.mask_name, config.tolerance_px) == (kind, "m", 1.0)
+    with pytest.raises(LabelConfigError, match="only <RectangleLabels>, which masks are not put into"):
+        parse_label_config(view(IMAGE + asking))
+
+
+def test_of_several_mask_tags_the_most_exact_is_filled() -> None:
+    tags = (f'<{tag} name="{tag}" toName="image"><Label value="A"/></{tag}>' for tag in reversed(MASK_TAGS.values()))
+    assert parse_label_config(view(IMAGE + "".join(tags))).mask_name == "BrushLabels"
+
+
+def test_a_polygons_tolerance_is_its_tags() -> None:
+    tag = '<PolygonLabels name="m" toName="image" tolerance="{}"><Label value="A"/></PolygonLabels>'
+    assert parse_label_config(view(IMAGE + tag.format("2.5"))).tolerance_px == 2.5
+    for wrong in ("-1", "nan", "wide", "101"):
+        with pytest.raises(LabelConfigError, match=f'tolerance="{wrong}": pixels, 0 to 100'):
+            parse_label_config(view(IMAGE + tag.format(wrong)))
 
 
 @pytest.mark.parametrize(

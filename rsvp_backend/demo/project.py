@@ -58,11 +58,18 @@ def open_project(client: LabelStudioClient, backend: Backend, data: Path, say: S
 
 
 def create_project(
-    client: LabelStudioClient, backend: Backend, tasks: Sequence[tuple[Path, str]], title: str
+    client: LabelStudioClient,
+    backend: Backend,
+    tasks: Sequence[tuple[Path, str]],
+    title: str,
+    label_config: str | None = None,
 ) -> DemoProject:
-    """Make a project with (image file, instruction) tasks and connect the backend to it."""
-    labels = tuple(LEVELS["easy"].classes)
-    project = int(client.create_project(title, default_label_config(labels))["id"])
+    """Make a project with (image file, instruction) tasks and connect the backend to it.
+
+    ``label_config``: None for what ``rsvp-backend label-config`` prints for the demo's classes.
+    """
+    label_config = label_config or default_label_config(tuple(LEVELS["easy"].classes))
+    project = int(client.create_project(title, label_config)["id"])
     uris = client.upload_files(project, [path for path, _ in tasks])
     client.import_tasks(
         project,

@@ -7,7 +7,7 @@ import math
 import uuid
 from typing import Any
 
-from rsvp_backend.labelstudio import rle
+from rsvp_backend.labelstudio.drawing import Drawn, draw
 from rsvp_backend.labelstudio.tags import LabelConfig, MaskLabel, match_label
 from rsvp_backend.types import Instance, Outcome
 
@@ -22,9 +22,10 @@ def prediction(
 ) -> dict[str, Any]:
     """One item of ``/predict``'s results: ``{result, score, model_version}``, plain JSON values only.
 
-    ``result``: per instance a brush region and, where the config has a per-region TextArea, its short reason under
-    the same id; ids are new on every call (Label Studio keeps accepted ids, a second use would clash). ``score``: that
-    of the weakest mask, 0.0 without any, so that the lowest score is what most needs a person's look.
+    ``result``: per instance a region of the config's mask tag and, where the config has a per-region TextArea, its
+    short reason under the same id; ids are new on every call (Label Studio keeps accepted ids, a second use would
+    clash). ``score``: that of the weakest mask, 0.0 without any, so that the lowest score is what most needs a person's
+    look.
     """
     results: list[dict[str, Any]] = []
     for instance in outcome.instances:
@@ -66,12 +67,14 @@ def _region(
         "original_height": height_px,
         "image_rotation": 0,
     }
+    drawn, kind = draw(instance.mask, config.kind, config.tolerance_px), f"{config.kind}labels"
+    record = _record(instance, instruction, sure, model_version, trace_id) | _lost(drawn)
     mask = shared | {
         "from_name": config.mask_name,
-        "type": "brushlabels",
+        "type": kind,
         "score": _score(instance),
-        "value": {"format": "rle", "rle": rle.encode(instance.mask), "brushlabels": [label.output]},
-        "meta": {"text": [reason], RECORD_KEY: _record(instance, instruction, sure, model_version, trace_id)},
+        "value": {**drawn.value, kind: [label.output]},
+        "meta": {"text": [reason], RECORD_KEY: record},
     }
     if config.reasoning_name is None:
         return [mask]
@@ -99,6 +102,11 @@ def _record(
         "model_version": model_version,
         "trace_id": trace_id,
     }
+
+
+def _lost(drawn: Drawn) -> dict[str, Any]:
+    """What a polygon or a rectangle does not say of the mask; nothing where it says all."""
+    return {"drawn": {"iou": drawn.iou, "holes_filled": drawn.holes}} if drawn.iou < 1.0 else {}
 
 
 def _score(instance: Instance) -> float:

@@ -56,8 +56,10 @@ def read_mask(kind: str, value: Mapping[str, Any], height_px: int, width_px: int
 def polygon(points_px: Sequence[Point], height_px: int, width_px: int) -> BoolMask:
     """The inside of a closed polygon by the even-odd rule; points (x, y) in image pixels, the last joins the first."""
     toggles = np.zeros((height_px, width_px + 1), dtype=np.bool_)
-    for (x0, y0), (x1, y1) in zip(points_px, [*points_px[1:], *points_px[:1]], strict=True):
-        top, bottom = (_first_centre(y, height_px) for y in sorted((y0, y1)))
+    for edge in zip(points_px, [*points_px[1:], *points_px[:1]], strict=True):
+        # Downwards, whichever way it is drawn: an edge there and back must cancel out to the last bit.
+        (x0, y0), (x1, y1) = sorted(edge, key=lambda point: (point[1], point[0]))
+        top, bottom = _first_centre(y0, height_px), _first_centre(y1, height_px)
         if top < bottom:
             rows = np.arange(top, bottom)
             crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Literal, NoReturn
 from xml.sax.saxutils import quoteattr
 
 from rsvp_backend.errors import LabelConfigError
 
+Kind = Literal["brush", "bitmask", "polygon", "rectangle"]
+
+MASK_TAGS: Mapping[Kind, str] = MappingProxyType(
+    {"brush": "BrushLabels", "bitmask": "BitmaskLabels", "polygon": "PolygonLabels", "rectangle": "RectangleLabels"}
+)
+"""The tags that masks are put into; where a config has several, the first of these."""
+
+MOST_TOLERANCE_PX = 100.0
 _MAX_CHARS = 1_000_000
-_OTHER_MASK_TAGS = (
-    "BitmaskLabels", "PolygonLabels", "RectangleLabels", "EllipseLabels", "KeyPointLabels",
-    "Brush", "Bitmask", "Polygon", "Rectangle",
-)  # fmt: skip
+_OTHER_MASK_TAGS = ("EllipseLabels", "KeyPointLabels", "RectangleLabels", "Brush", "Bitmask", "Polygon", "Rectangle")
 _FIELD = re.compile(r"\$(\w+)")
 _PROMPT_NAME = re.compile(r"prompt|instruction|query", re.IGNORECASE)
 _MESSAGE_NAME = re.compile(r"message", re.IGNORECASE)
 
+_ROW = "display: flex; align-items: baseline; gap: 8px"
 MASK_SNIPPET = '<BrushLabels name="mask" toName="image"><Label value="Object"/></BrushLabels>'
 IMAGE_SNIPPET = '<Image name="image" value="$image"/>'
 
@@ -45,7 +53,8 @@ class LabelConfig:
 
     ``reasoning_name``: TextArea with ``perRegion="true"``. ``prompt_name``: TextArea of the whole task that takes an
     instruction. ``instruction_field``: the field that a Header, Text or the prompt shows. ``message_name``: TextArea of
-    the whole task that tells the annotator what an interactive call came to.
+    the whole task that tells the annotator what an interactive call came to. ``kind``: of the mask tag.
+    ``tolerance_px``: how far a polygon may be from the mask's edge, the mask tag's ``tolerance``.
 
     Tags that are only drawn with (smart KeyPointLabels and RectangleLabels) need no name here: see `hints`.
     """
@@ -58,6 +67,8 @@ class LabelConfig:
     prompt_name: str | None = None
     instruction_field: str | None = None
     message_name: str | None = None
+    kind: Kind = "brush"
+    tolerance_px: float = 1.0
 
     @property
     def label_values(self) -> tuple[str, ...]:
@@ -72,11 +83,11 @@ class _NoDoctype(ET.TreeBuilder):
 def parse_label_config(xml: str) -> LabelConfig:
     """Read the tags of a labeling config. Raises `LabelConfigError` that says what to add or to change."""
     root = _parse_xml(xml)
-    mask = _mask_tag(root)
+    kind, mask = _mask_tag(root)
     image_name, image_field = _image_of(mask, root)
     labels = tuple(_label(tag) for tag in mask.iter("Label") if tag.get("value"))
     if not labels:
-        raise LabelConfigError(f'<BrushLabels name="{mask.get("name")}"> has no <Label value="...">: add at least one')
+        raise LabelConfigError(f'<{mask.tag} name="{mask.get("name")}"> has no <Label value="...">: add at least one')
     areas = [tag for tag in root.iter("TextArea") if image_name in _targets(tag) and tag.get("name")]
     reasoning = next((tag for tag in areas if _true(tag, "perRegion")), None)
     of_task = [tag for tag in areas if not _true(tag, "perRegion")]
@@ -91,6 +102,8 @@ def parse_label_config(xml: str) -> LabelConfig:
         prompt_name=None if prompt is None else prompt.get("name"),
         instruction_field=_instruction_field(root, prompt),
         message_name=None if message is None else message.get("name"),
+        kind=kind,
+        tolerance_px=_tolerance(mask),
     )
 
 
@@ -114,7 +127,7 @@ def match_label(text: str | None, labels: Sequence[MaskLabel]) -> MaskLabel | No
     return labels[0] if len(labels) == 1 else None
 
 
-def default_label_config(labels: Sequence[str] = ("Object",)) -> str:
+def default_label_config(labels: Sequence[str] = ("Object",), kind: Kind = "brush") -> str:
     """The labeling config that this package ships: instruction, image, masks, smart tools, prompt, reasoning.
 
     The prompt is below the image (above it the brush slider covers its button) and not bound to ``$instruction``
@@ -124,24 +137,36 @@ def default_label_config(labels: Sequence[str] = ("Object",)) -> str:
     """
     if not labels:
         raise ValueError("labels is empty: at least one label name is expected")
-    rows = "\n".join(f"    <Label value={quoteattr(label)}/>" for label in labels)
+    rows = "\n".join(f"      <Label value={quoteattr(label)}/>" for label in labels)
     smart = rows.replace("/>", ' smart="true"/>')
+    sharp = ' smoothing="false"' if kind == "bitmask" else ""
+    tolerance = ' tolerance="1"' if kind == "polygon" else ""
     return f"""<View>
   <Header value="$instruction"/>
-  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
-  <BrushLabels name="mask" toName="image" smart="false">
+  <Image name="image" value="$image" zoom="true" zoomControl="true"{sharp}/>
+  <View style="{_ROW}">
+    <Header value="Mask" size="6"/>
+    <{MASK_TAGS[kind]} name="mask" toName="image" smart="false"{tolerance}>
 {rows}
-  </BrushLabels>
-  <KeyPointLabels name="clicks" toName="image" smart="true" smartOnly="true">
+    </{MASK_TAGS[kind]}>
+  </View>
+  <View style="{_ROW}">
+    <Header value="Click" size="6"/>
+    <KeyPointLabels name="clicks" toName="image" smart="true" smartOnly="true">
 {smart}
-  </KeyPointLabels>
-  <RectangleLabels name="boxes" toName="image" smart="true" smartOnly="true">
+    </KeyPointLabels>
+  </View>
+  <View style="{_ROW}">
+    <Header value="Box" size="6"/>
+    <RectangleLabels name="boxes" toName="image" smart="true" smartOnly="true">
 {smart}
-  </RectangleLabels>
+    </RectangleLabels>
+  </View>
   <TextArea name="prompt" toName="image" rows="2" editable="true" maxSubmissions="1" showSubmitButton="true"
             placeholder="another instruction (with Auto-Annotation on): what to segment"/>
-  <TextArea name="message" toName="image" rows="2" smart="false" maxSubmissions="1" placeholder="notes of the backend"/>
-  <TextArea name="reasoning" toName="image" perRegion="true" displayMode="region-list" editable="true" rows="2"
+  <TextArea name="message" toName="image" rows="2" smart="false" maxSubmissions="1"
+            placeholder="here the backend says what it found, or why nothing"/>
+  <TextArea name="reasoning" toName="image" perRegion="true" displayMode="region-list" editable="true" rows="3"
             maxSubmissions="1" placeholder="why this region"/>
 </View>
 """
@@ -156,16 +181,33 @@ def _parse_xml(xml: str) -> ET.Element:
         raise LabelConfigError(f"the labeling config is not valid XML: {error}") from None
 
 
-def _mask_tag(root: ET.Element) -> ET.Element:
-    for tag in root.iter("BrushLabels"):
-        if tag.get("name") and tag.get("toName"):
-            return tag
+def _mask_tag(root: ET.Element) -> tuple[Kind, ET.Element]:
+    """Rectangles that are only drawn to ask the model are none."""
+    for kind, name in MASK_TAGS.items():
+        for tag in root.iter(name):
+            if tag.get("name") and tag.get("toName") and not (kind == "rectangle" and _true(tag, "smartOnly")):
+                return kind, tag
     others = [name for name in _OTHER_MASK_TAGS if root.find(f".//{name}") is not None]
-    seen = f"only {', '.join(f'<{name}>' for name in others)}, which this version does not fill" if others else "none"
+    seen = f"only {', '.join(f'<{name}>' for name in others)}, which masks are not put into" if others else "none"
+    expected = ", ".join(f"<{name}>" for name in MASK_TAGS.values())
     raise LabelConfigError(
-        f"the labeling config has no <BrushLabels> with name and toName for the masks (seen: {seen}). "
-        f"Add inside <View>: {MASK_SNIPPET}"
+        f"the labeling config has no {expected.replace(', <Rect', ' or <Rect')} with name and toName for the masks "
+        f"(seen: {seen}). Add inside <View>: {MASK_SNIPPET}"
     )
+
+
+def _tolerance(mask: ET.Element) -> float:
+    given = mask.get("tolerance", "1")
+    try:
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= MOST_TOLERANCE_PX:
+        raise LabelConfigError(
+            f'<{mask.tag} name="{mask.get("name")}"> has tolerance="{given:.30}": pixels, 0 to {MOST_TOLERANCE_PX:g}, '
+            "are expected"
+        )
+    return number
 
 
 def _image_of(mask: ET.Element, root: ET.Element) -> tuple[str, str]:
@@ -181,7 +223,7 @@ def _image_of(mask: ET.Element, root: ET.Element) -> tuple[str, str]:
                 )
             return tag.attrib["name"], field
     raise LabelConfigError(
-        f'<BrushLabels name="{mask.get("name")}"> has toName="{mask.get("toName")}", but no <Image> has that name. '
+        f'<{mask.tag} name="{mask.get("name")}"> has toName="{mask.get("toName")}", but no <Image> has that name. '
         f"Add inside <View>: {IMAGE_SNIPPET}"
     )
 
