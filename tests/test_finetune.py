@@ -310,7 +310,7 @@ def test_wider_models_learn_in_smaller_steps() -> None:
 
 
 def test_more_corrections_are_seen_in_more_steps() -> None:
-    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 100, 10_000)] == [400, 400, 600, 1500]
+    assert [FinetuneConfig().steps_for(count) for count in (1, 20, 40, 10_000)] == [400, 400, 800, 1500]
     assert FinetuneConfig(steps=7).steps_for(50) == 7
 
 

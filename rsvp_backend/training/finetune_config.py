@@ -18,7 +18,7 @@ _RATE_AT_WIDTH_128 = 6e-4
 class FinetuneConfig:
     """How to fine-tune.
 
-    ``steps``: None for six per correction, between 400 and 1500; ``learning_rate``: None for 6e-4 at the demo's
+    ``steps``: None for twenty per correction, between 400 and 1500; ``learning_rate``: None for 6e-4 at the demo's
     width of 128, less in proportion for wider models; ``lora_rank``: 0 leaves BEiT-3 and its words as they are;
     ``replay_share``: of each batch; ``replay_crops`` to train on, ``replay_scored`` to score on; ``replay_loss``:
     mean IoU on the latter above which the step from the base is shortened; ``variants``: crops with moved edges, every
@@ -55,7 +55,7 @@ class FinetuneConfig:
 
     def steps_for(self, corrections: int) -> int:
         """Steps of the optimiser for so many ``corrections`` to train on."""
-        return self.steps or min(1500, max(400, 6 * corrections))
+        return self.steps or min(1500, max(400, 20 * corrections))
 
     def rate(self, step: int, steps: int, width: int) -> float:
         """The learning rate of ``step`` (from 0) of ``steps``, for a BEiT-3 of ``width`` channels: warm-up, then down
