@@ -71,7 +71,8 @@ function asked(clicks) {
 
 async function segment() {
   if (!now.image) return tell("Choose an image first.");
-  now.clicks = [];
+  Object.assign(now, {run: null, base: null, clicks: []});
+  showMask(null);
   draw();
   await run();
 }
@@ -94,7 +95,6 @@ async function run() {
         await new Promise((resolve) => { setTimeout(resolve, LOOK_MS); });
         told = await ask(`play/runs/${told.id}`);
       }
-      now.run = told;
       if (!told.command.includes(" --click")) now.base = told.id;
       if (told.state === "failed") throw new Error(told.error);
     } while (now.again);
@@ -116,6 +116,7 @@ async function guarded(act) {
 // --- what is shown ------------------------------------------------------------------------------------------------
 
 function show(told) {
+  now.run = told;
   $("result").hidden = false;
   say({waiting: "waiting for the models", running: "at work", done: "done", failed: ""}[told.state]);
   $("stages").replaceChildren(...told.stages.map((stage) => stageOf(stage, told)));
@@ -136,7 +137,7 @@ function show(told) {
     $("marks").dataset.run = told.id;
     if (isPressed($("marks"))) $("photo").src = `play/runs/${told.id}/marked`;
   }
-  draw(told.crops);
+  draw();
 }
 
 function element(name, text, className = "") {
@@ -172,8 +173,8 @@ function showMask(address) {
   if (address !== null) $("mask").src = address;
 }
 
-function draw(crops = now.run?.crops) {
-  const shapes = (now.base || now.clicks.length ? crops || [] : []).map(([left, top, right, bottom]) =>
+function draw() {
+  const shapes = (now.run?.crops || []).map(([left, top, right, bottom]) =>
     shape("rect", {class: "crop", x: left, y: top, width: right - left, height: bottom - top, "stroke-width": unit(2)}));
   for (const {x, y, positive} of now.clicks) {
     shapes.push(shape("circle", {class: positive ? "in" : "out", cx: x, cy: y, r: unit(6), "stroke-width": unit(2)}));
