@@ -41,6 +41,7 @@ def answered(page: Page) -> None:
 def segmented(page: Page, shown: Site) -> None:
     """The playground with an answer on it."""
     page.set_input_files("#file", shown.picture)
+    expect(page.locator("#status")).to_contain_text(shown.picture.name)
     page.fill("#instruction", shown.instruction)
     page.press("#instruction", "Enter")
     expect(page.locator("#verdict")).to_contain_text("Both stages answered", timeout=ANSWER_MS)
@@ -166,7 +167,7 @@ def test_the_list_is_narrowed_down_by_its_form(chromium: Browser, shown: Site) -
         page.wait_for_url("**reason=absent**")
         rows = page.locator("tbody tr")
         assert rows.count() >= 1
-        assert set(page.locator("tbody tr td:nth-child(3)").all_inner_texts()) == {"absent"}
+        assert set(page.locator("tbody tr td:nth-child(2)").all_inner_texts()) == {"absent"}
         rows.first.locator("a").click()
         expect(page.locator(".told b")).to_have_text("Stage 1 answered that the object is absent.")
 

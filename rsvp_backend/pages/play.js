@@ -7,8 +7,9 @@ const LOOK_MS = 250;
 const STEP_SHARE = 0.01;
 
 const form = $("ask");
-// image: {id, name, size: [width, height]}; run: the last one; base: the one that clicks refine; clicks: in image pixels
-const now = {image: null, run: null, base: null, clicks: [], positive: true, cross: null, busy: false, again: false};
+// image: {id, name, size: [width, height]}; run: the last one; base: the one that clicks refine; clicks: in image pixels;
+// cross: where the arrow keys are; keys: whether they are in use
+const now = {image: null, run: null, base: null, clicks: [], positive: true, cross: null, keys: false, busy: false, again: false};
 
 // --- the image ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ function element(name, text, className = "") {
 }
 
 function stageOf(stage, told) {
-  const item = element("li", "", stage.state || "waiting");
+  const item = element("li", "", stage.state || "idle");
   const states = {went: "✓", failed: "✗", running: "…", "": "–"};
   item.append(element("span", states[stage.state] ?? ""), element("b", stage.title));
   if (stage.seconds !== null) item.append(element("span", `${stage.seconds.toFixed(2)} s`, "dim"));
@@ -179,7 +180,7 @@ function draw() {
   for (const {x, y, positive} of now.clicks) {
     shapes.push(shape("circle", {class: positive ? "in" : "out", cx: x, cy: y, r: unit(6), "stroke-width": unit(2)}));
   }
-  if (now.cross && document.activeElement === $("shown")) {
+  if (now.cross && now.keys && document.activeElement === $("shown")) {
     const {x, y} = now.cross;
     const arm = unit(12);
     const path = `M${x - arm} ${y}H${x + arm}M${x} ${y - arm}V${y + arm}`;
@@ -242,10 +243,12 @@ function moved(event) {
   now.cross = {
     x: Math.min(Math.max(x + across * step, 0), width - 0.5), y: Math.min(Math.max(y + down * step, 0), height - 0.5),
   };
+  now.keys = true;
   draw();
 }
 
 $("shown").addEventListener("click", (event) => {
+  now.keys = false;
   const box = $("shown").getBoundingClientRect();
   const [width, height] = now.image.size;
   const x = (event.clientX - box.left) / box.width * width;
@@ -266,7 +269,8 @@ $("shown").addEventListener("keydown", (event) => {
 });
 $("shown").addEventListener("focus", () => {
   now.cross ||= {x: now.image.size[0] / 2, y: now.image.size[1] / 2};
-  if ($("shown").matches(":focus-visible")) draw();
+  now.keys = $("shown").matches(":focus-visible");
+  draw();
 });
 $("shown").addEventListener("blur", () => draw());
 

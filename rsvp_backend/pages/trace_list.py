@@ -12,7 +12,7 @@ from rsvp_backend.types import EmptyReason
 
 PER_PAGE = 50
 _LONGEST = 90
-_COLUMNS = ("When (UTC)", "Instruction", "Outcome", "Score", "Project", "Task", "Seconds", "Version")
+_COLUMNS = ("When (UTC)", "Outcome", "Instruction", "Score", "Project", "Task", "Seconds", "Version")
 
 
 def render(summaries: Sequence[Summary], asked: Asked, number: int, kept: str) -> str:
@@ -71,11 +71,12 @@ def _row(one: Summary) -> str:
     outcome = f"{one.masks} mask{'s' if one.masks > 1 else ''}" if one.reason == FOUND else one.reason.replace("_", " ")
     score = "" if one.score is None else f"{one.score:.2f}"
     return (
-        f'<tr><td class="when"><a href="traces/{escape(one.id)}">{escape(one.time[:10])} {escape(one.time[11:19])}</a>'
-        f'</td><td class="text">{escape(asked) or _dim("none")}</td>'
-        f'<td class="name {"found" if one.reason == FOUND else "error"}">{escape(outcome)}</td>'
+        f'<tr><td class="when"><a href="traces/{escape(one.id)}"><span>{escape(one.time[:10])}</span> '
+        f"<span>{escape(one.time[11:19])}</span></a>"
+        f'</td><td class="name {"found" if one.reason == FOUND else "error"}">{escape(outcome)}</td>'
+        f'<td class="text">{escape(asked) or _dim("none")}</td>'
         f'<td class="number">{score}</td><td>{escape(one.project)}</td><td>{escape(one.task)}</td>'
-        f'<td class="number">{one.seconds:.2f}</td><td class="name small">{escape(one.version)}</td></tr>'
+        f'<td class="number">{one.seconds:.2f}</td><td class="when small"><span>{escape(one.version)}</span></td></tr>'
     )
 
 
