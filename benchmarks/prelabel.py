@@ -37,7 +37,8 @@ from PIL import Image
 from rsvp_backend import presets
 from rsvp_backend.demo import label_studio
 from rsvp_backend.demo.label_studio import Home
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.login import create_personal_token
 from rsvp_backend.labelstudio.tags import default_label_config
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, LEVELS, make_scene

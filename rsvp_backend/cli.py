@@ -16,6 +16,7 @@ from rich.console import Console
 from rsvp_backend import (
     __version__,
     cli_distill,
+    cli_doctor,
     cli_evaluate,
     cli_experiment,
     cli_finetune,
@@ -96,14 +97,7 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    settings = _settings(args, preset=args.preset)
-    from rsvp_backend.doctor import examine
-
-    problems = 0
-    for finding in examine(settings, args.project, models=not args.no_models):
-        problems += finding.state == "problem"
-        out.print(f"{finding.state:8} {finding.text}", markup=False)
-    return 1 if problems else 0
+    return cli_doctor.run(args, _settings(args, preset=args.preset), out)
 
 
 def show_settings(_: argparse.Namespace) -> int:
@@ -197,10 +191,7 @@ def _add_serving(commands: Any, preset: argparse.ArgumentParser) -> None:
     command.add_argument("--data-dir", type=Path, metavar="DIR", help="keep Label Studio's data there")
     command.set_defaults(run=demo)
     command = commands.add_parser("doctor", parents=[preset], help="check settings, Label Studio, token, and models")
-    command.add_argument(
-        "--project", type=int, metavar="ID", help="also check this project's labeling config and image"
-    )
-    command.add_argument("--no-models", action="store_true", help="do not load the models")
+    cli_doctor.add_options(command)
     command.set_defaults(run=doctor)
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from rsvp_backend.demo import label_studio
 from rsvp_backend.demo.label_studio import Home
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.corrections import Reading, Reason, read_corrections
 from rsvp_backend.labelstudio.images import ImageFetcher
+from rsvp_backend.labelstudio.login import create_personal_token
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
 from rsvp_backend.training.samples import Correction, Origin

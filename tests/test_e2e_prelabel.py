@@ -18,8 +18,9 @@ from rsvp_backend.answers import RETRY_SUFFIX
 from rsvp_backend.demo import label_studio
 from rsvp_backend.demo.label_studio import Home
 from rsvp_backend.labelstudio import listing
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.filters import parse_filter
+from rsvp_backend.labelstudio.login import create_personal_token
 from rsvp_backend.labelstudio.tags import default_label_config
 from rsvp_backend.prelabel.selection import Selection
 from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, Scene, make_scene

@@ -17,7 +17,8 @@ from report_project import CONFIG, HEIGHT_PX, SQUARE, WIDTH_PX, XML, area, chang
 from rsvp_backend import cli
 from rsvp_backend.demo import label_studio
 from rsvp_backend.demo.label_studio import Home
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.login import create_personal_token
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.types import Box, Instance, Outcome, Regions, Trace
 

@@ -14,8 +14,9 @@ from rsvp_backend.answers import RETRY_SUFFIX
 from rsvp_backend.demo import label_studio
 from rsvp_backend.demo.label_studio import Home
 from rsvp_backend.demo.run import Stack, running
-from rsvp_backend.labelstudio.client import LabelStudioClient, TaskGoneError
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.pushing import push
+from rsvp_backend.labelstudio.replies import TaskGoneError
 from rsvp_backend.labelstudio.tags import default_label_config
 from rsvp_backend.scenes import EVALUATION_SEEDS_FROM, make_scene
 

@@ -13,7 +13,8 @@ from ls_http import Reply, Seen, Server, json_reply, serving
 
 from rsvp_backend.errors import LabelStudioError
 from rsvp_backend.labelstudio.auth import TokenAuth, origin
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.login import create_personal_token
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 

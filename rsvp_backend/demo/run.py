@@ -23,7 +23,8 @@ from rsvp_backend.demo.picture import Shown, render
 from rsvp_backend.demo.process import LOOPBACK, Child, ChildError, Say, free_port
 from rsvp_backend.demo.project import Backend, open_project, preannotate, regions_of
 from rsvp_backend.labelstudio import rle
-from rsvp_backend.labelstudio.client import LabelStudioClient, create_personal_token
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.login import create_personal_token
 
 PREFERRED_PORT = 9090
 START_TIMEOUT_S = 180.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,24 +10,19 @@ from typing import Any, Self
 
 import httpx
 
-from rsvp_backend.errors import LabelStudioAwayError, LabelStudioError
+from rsvp_backend.errors import LabelStudioAwayError
 from rsvp_backend.labelstudio.auth import TokenAuth
+from rsvp_backend.labelstudio.replies import (
+    JSON,
+    TaskGoneError,
+    any_json,
+    complaint,
+    json_object,
+    refusal,
+    validation_errors,
+)
 
-JSON = dict[str, Any]
-_SHOWN_CHARS = 300
 _BY_SCORE = "tasks:predictions_score"
-
-
-class RefusedError(LabelStudioError):
-    """Label Studio answered with an error of the request's. ``status``: the HTTP status, 400 to 499."""
-
-    def __init__(self, message: str, status: int = 404) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class TaskGoneError(RefusedError):
-    """There is no such task (any more)."""
 
 
 class LabelStudioClient:
@@ -57,6 +51,11 @@ class LabelStudioClient:
         """The token's user; the cheapest call that checks address and token."""
         return self._object("GET", "/api/current-user/whoami")
 
+    def release(self) -> tuple[str, str]:
+        """Label Studio's version, and the time of its clock as HTTP's ``Date`` has it (empty where there is none)."""
+        response = self._request("GET", "/api/version")
+        return str(json_object(response).get("release", "")), next(iter(response.headers.get_list("date")), "")
+
     def users(self) -> list[JSON]:
         """The people of the token's organization: ``id``, ``first_name``, ``last_name``, ``email``, and more."""
         return self._list("/api/users/")
@@ -66,6 +65,14 @@ class LabelStudioClient:
 
     def project(self, project: int) -> JSON:
         return self._object("GET", f"/api/projects/{project}/")
+
+    def projects(self) -> list[JSON]:
+        """``id`` and ``title`` of the first hundred that the token's user may see."""
+        params = {"page_size": 100, "include": "id,title"}
+        return list(self._object("GET", "/api/projects/", params=params).get("results", []))
+
+    def update_project(self, project: int, **fields: Any) -> JSON:
+        return self._object("PATCH", f"/api/projects/{project}/", json=fields)
 
     def upload_files(self, project: int, paths: Sequence[Path], timeout_s: float = 120.0) -> list[str]:
         """Store files without making tasks; their URIs (``/data/upload/...``) in the order of ``paths``."""
@@ -95,10 +102,11 @@ class LabelStudioClient:
         is_interactive: bool = True,
         extra_params: Mapping[str, Any] | None = None,
         timeout_s: float = 60.0,
+        **fields: Any,
     ) -> JSON:
         """Connect a backend (Label Studio calls its /health and /setup meanwhile). ``title`` becomes the project's
         model version: equal to the backend's ``model_version``, it makes uncertainty sampling work."""
-        body: JSON = {"project": project, "url": url, "title": title, "is_interactive": is_interactive}
+        body: JSON = {"project": project, "url": url, "title": title, "is_interactive": is_interactive, **fields}
         if extra_params is not None:
             body["extra_params"] = dict(extra_params)
         return self._object("POST", "/api/ml", json=body, timeout=timeout_s)
@@ -107,10 +115,24 @@ class LabelStudioClient:
         """The project's backends. Label Studio asks each for /health and /setup meanwhile, and notes its version."""
         return self._list("/api/ml", timeout=timeout_s, params={"project": project})
 
-    def update_ml_backend(self, backend: int, project: int, url: str, title: str, timeout_s: float = 60.0) -> JSON:
+    def update_ml_backend(
+        self, backend: int, project: int, url: str, title: str, timeout_s: float = 60.0, **fields: Any
+    ) -> JSON:
         """Move a connected backend to another address or title; the project's model version follows the title."""
-        body: JSON = {"project": project, "url": url, "title": title}
+        body: JSON = {"project": project, "url": url, "title": title, **fields}
         return self._object("PATCH", f"/api/ml/{backend}", json=body, timeout=timeout_s)
+
+    def webhooks(self, project: int) -> list[JSON]:
+        return self._list("/api/webhooks/", params={"project": project})
+
+    def create_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> JSON:
+        """One that sends every event with its data, as Label Studio itself makes it for a backend."""
+        body = {"project": project, "url": url, "headers": dict(headers), "is_active": True, "send_payload": True,
+                "send_for_all_actions": True}  # fmt: skip
+        return self._object("POST", "/api/webhooks/", json=body)
+
+    def update_webhook(self, webhook: int, **fields: Any) -> JSON:
+        return self._object("PATCH", f"/api/webhooks/{webhook}/", json=fields)
 
     def retrieve_predictions(
         self, project: int, task_ids: Sequence[int] | None = None, timeout_s: float = 130.0
@@ -165,7 +187,7 @@ class LabelStudioClient:
         path = f"/api/predictions/{prediction}/"
         response = self._request("DELETE", path)
         if not response.is_success and response.status_code != 404:
-            raise _refusal(response)
+            raise refusal(response)
 
     def annotated_tasks(self, project: int, page_size: int = 25, timeout_s: float = 120.0) -> Iterator[JSON]:
         """The tasks with annotations, skipped ones too, with all they hold; by id, those with submitted ones first.
@@ -221,9 +243,9 @@ class LabelStudioClient:
     def create_prediction(self, task: int, prediction: Mapping[str, Any]) -> JSON:
         """``prediction``: ``{result, score, model_version}`` of `regions.prediction`. Raises `TaskGoneError` too."""
         response = self._request("POST", "/api/predictions", json={"task": task, **prediction})
-        if response.status_code == 400 and "task" in _validation_errors(response):
-            raise TaskGoneError(f"POST /api/predictions answered 400: {_complaint(response)}")
-        return _json_object(response)
+        if response.status_code == 400 and "task" in validation_errors(response):
+            raise TaskGoneError(f"POST /api/predictions answered 400: {complaint(response)}")
+        return json_object(response)
 
     def create_predictions(
         self, project: int, predictions: Sequence[Mapping[str, Any]], timeout_s: float = 120.0
@@ -254,13 +276,13 @@ class LabelStudioClient:
         return self._object("GET", "/api/tasks", params=params, timeout=timeout_s)
 
     def _object(self, method: str, path: str, **options: Any) -> JSON:
-        return _json_object(self._request(method, path, **options))
+        return json_object(self._request(method, path, **options))
 
     def _list(self, path: str, **options: Any) -> list[JSON]:
         response = self._request("GET", path, **options)
-        answer = _json(response)
+        answer = any_json(response)
         if not response.is_success or not isinstance(answer, list):
-            raise _refusal(response)
+            raise refusal(response)
         return answer
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -280,76 +302,3 @@ def _query(filters: Sequence[tuple[str, str, int]], ordering: str) -> str:
         for column, operator, value in filters
     ]
     return json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": [ordering]})
-
-
-def create_personal_token(
-    base_url: str, username: str, password: str, replace: bool = False, timeout_s: float = 30.0
-) -> str:
-    """Log in by the form and make a personal access token, which Label Studio shows only once.
-
-    A user has one token at a time: where there is one already, ``replace`` revokes it, else `LabelStudioError`.
-    """
-    base_url = base_url.rstrip("/")
-    try:
-        with httpx.Client(base_url=base_url, timeout=timeout_s, headers={"Referer": base_url}) as http:
-            _log_in(http, username, password)
-            response = _post(http, "/api/token/")
-            if response.status_code == 409 and replace:
-                for listed in http.get("/api/token/").raise_for_status().json():
-                    _post(http, "/api/token/blacklist/", json={"refresh": listed["token"]}).raise_for_status()
-                response = _post(http, "/api/token/")
-    except httpx.HTTPError as error:
-        raise LabelStudioError(f"no token from {base_url}: {error or type(error).__name__}") from error
-    return str(_json_object(response)["token"])
-
-
-def _log_in(http: httpx.Client, username: str, password: str) -> None:
-    page = http.get("/user/login/").raise_for_status()
-    found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
-    form = {"email": username, "password": password, "csrfmiddlewaretoken": found.group(1) if found else ""}
-    response = http.post("/user/login/", data=form)
-    if not response.is_redirect:
-        raise LabelStudioError(f"Label Studio did not log in {username!r} ({response.status_code}): wrong password?")
-
-
-def _post(http: httpx.Client, path: str, **options: Any) -> httpx.Response:
-    return http.post(path, headers={"X-CSRFToken": http.cookies.get("csrftoken") or ""}, **options)
-
-
-def _json_object(response: httpx.Response) -> JSON:
-    request = f"{response.request.method} {response.request.url.path}"
-    if not response.is_success:
-        raise _refusal(response)
-    answer = _json(response)
-    if not isinstance(answer, dict):
-        raise LabelStudioError(f"{request} answered {response.status_code} without a JSON object: is it Label Studio?")
-    return answer
-
-
-def _refusal(response: httpx.Response) -> LabelStudioError:
-    status = response.status_code
-    message = f"{response.request.method} {response.request.url.path} answered {status}: {_complaint(response)}"
-    if status == 429 or response.is_server_error:
-        return LabelStudioAwayError(message)
-    return RefusedError(message, status) if response.is_client_error else LabelStudioError(message)
-
-
-def _validation_errors(response: httpx.Response) -> JSON:
-    answer = _json(response)
-    found = answer.get("validation_errors") if isinstance(answer, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _complaint(response: httpx.Response) -> str:
-    answer = _json(response)
-    if isinstance(answer, dict) and "detail" in answer:
-        shown = [str(answer[key]) for key in ("detail", "validation_errors") if answer.get(key)]
-        return " ".join(shown)[:_SHOWN_CHARS]
-    return response.text[:_SHOWN_CHARS]
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 
 from rsvp_backend.errors import SettingsError
-from rsvp_backend.labelstudio.client import JSON
+from rsvp_backend.labelstudio.replies import JSON
 
 _NUMBERS = (
     "id", "inner_id", "total_annotations", "cancelled_annotations", "total_predictions", "predictions_score",

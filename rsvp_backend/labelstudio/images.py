@@ -6,6 +6,7 @@ import base64
 import re
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -23,6 +24,7 @@ from rsvp_backend.types import Deadline
 _CLOUD_SCHEMES = ("s3", "s3s", "gs", "azure-blob", "azure_spi")
 _FILES = re.compile(r"/(data|storage-data)/.|/tasks/(?P<task>\d+)/(presign|resolve)/")
 _CLIMBS = re.compile(r"(^|[/\\])\.\.?([/\\]|$)")
+TellHop = Callable[[str, bool], None]
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -63,15 +65,20 @@ class ImageFetcher:
         self._tls: ssl.SSLContext | None = None
         self._tls_lock = threading.Lock()
 
-    def fetch(self, uri: str, deadline: Deadline | None = None, task_id: int | None = None) -> Image.Image:
-        """The image upright (EXIF applied), RGB. Raises `ImageError`, or `DeadlineError` if ``deadline`` is over."""
+    def fetch(
+        self, uri: str, deadline: Deadline | None = None, task_id: int | None = None, tell: TellHop = lambda *_: None
+    ) -> Image.Image:
+        """The image upright (EXIF applied), RGB. Raises `ImageError`, or `DeadlineError` if ``deadline`` is over.
+
+        ``tell`` hears of each request before it is made: its address, and whether the token goes along.
+        """
         if uri[:5].lower() == "data:":
             return decode_image(data_url_bytes(uri, self._limits.max_bytes), self._limits.max_pixels)
         own = Deadline.after(self._limits.timeout_s)
         until = own if deadline is None or own.at_s < deadline.at_s else deadline
         url = self._locate(uri, task_id)
         try:
-            data = self._download(url, until, task_id)
+            data = self._download(url, until, task_id, tell)
         except httpcore.TimeoutException:
             if deadline is not None and deadline.expired:
                 raise DeadlineError(f"{_shown(url)}: the request's time was over before the image came") from None
@@ -113,12 +120,14 @@ class ImageFetcher:
         prefix = self._base.path.rstrip("/")
         return self._base.join(path if prefix and path.startswith(f"{prefix}/") else prefix + path)
 
-    def _download(self, url: httpx.URL, deadline: Deadline, task_id: int | None) -> bytes:
+    def _download(self, url: httpx.URL, deadline: Deadline, task_id: int | None, tell: TellHop) -> bytes:
         """Follow redirects by hand: every hop is checked again, and the token stays behind at the first foreign one."""
         own = True
         for _ in range(self._limits.max_redirects + 1):
             own = own and self._base is not None and origin(url) == origin(self._base)
-            answer = self._get(url, deadline, signed=own and self._serves_files(url, task_id))
+            signed = own and self._serves_files(url, task_id)
+            tell(_shown(url), signed and self._auth is not None)
+            answer = self._get(url, deadline, signed)
             if isinstance(answer, bytes):
                 return answer
             url = answer

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from rsvp_backend.answers import RETRY_SUFFIX
-from rsvp_backend.labelstudio.client import JSON, LabelStudioClient
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.replies import JSON
 
 PAGE = 100
 _IDS_PAGE = 500

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from rsvp_backend.errors import LabelStudioError
-from rsvp_backend.labelstudio.client import JSON, LabelStudioClient
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.replies import JSON
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rsvp_backend.errors import LabelStudioAwayError
-from rsvp_backend.labelstudio.client import LabelStudioClient, RefusedError
+from rsvp_backend.labelstudio.client import LabelStudioClient
+from rsvp_backend.labelstudio.replies import RefusedError
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")

@@ -12,8 +12,9 @@ from typing import Literal
 
 from rsvp_backend.answers import RETRY_SUFFIX
 from rsvp_backend.labelstudio import listing
-from rsvp_backend.labelstudio.client import JSON, LabelStudioClient
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.listing import Fetch
+from rsvp_backend.labelstudio.replies import JSON
 
 Order = Literal["id", "doubt", "random"]
 _CHUNK = 100

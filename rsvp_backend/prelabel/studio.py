@@ -18,8 +18,9 @@ from rsvp_backend.answers import Question, answer, shown_uri
 from rsvp_backend.errors import ImageError, LabelStudioError
 from rsvp_backend.flights import Flights
 from rsvp_backend.jobs.job import one_line
-from rsvp_backend.labelstudio.client import LabelStudioClient, RefusedError, TaskGoneError
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.pushing import Items, drop_doubles, push, push_many
+from rsvp_backend.labelstudio.replies import RefusedError, TaskGoneError
 from rsvp_backend.labelstudio.tags import LabelConfig, parse_label_config
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.prelabel.journal import Failures, Sending, alone

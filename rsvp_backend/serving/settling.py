@@ -18,8 +18,9 @@ from rsvp_backend.answers import RETRY_SUFFIX, summary
 from rsvp_backend.engine import Engine, State
 from rsvp_backend.errors import LabelStudioError, RsvpError
 from rsvp_backend.jobs.job import one_line
-from rsvp_backend.labelstudio.client import LabelStudioClient, TaskGoneError
+from rsvp_backend.labelstudio.client import LabelStudioClient
 from rsvp_backend.labelstudio.pushing import push
+from rsvp_backend.labelstudio.replies import TaskGoneError
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.serving.answering import Answered, Asked, Batch
 from rsvp_backend.serving.backlog import Backlog, BacklogError, Entry, Standing
