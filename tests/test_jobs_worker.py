@@ -11,16 +11,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
+from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from job_lessons import HELD, STEPS, end, until, working
+from job_lessons import HELD, STEPS, Learned, end, until, working
 from ls_http import Reply, Seen, json_reply, serving
 
 from rsvp_backend import cli
+from rsvp_backend.errors import LabelStudioAwayError
+from rsvp_backend.jobs import worker
 from rsvp_backend.jobs.job import Job
+from rsvp_backend.jobs.running import Taught, Tell
 from rsvp_backend.jobs.service import Jobs
+from rsvp_backend.jobs.worker import Worker
 from rsvp_backend.labelstudio.regions import prediction
 from rsvp_backend.labelstudio.tags import default_label_config, parse_label_config
 from rsvp_backend.scenes import make_scene
@@ -297,3 +302,40 @@ def test_the_real_lesson_runs_in_the_worker(tmp_path: Path) -> None:
         f"{name}_{when}" for name in ("held_out", "replay") for when in ("before", "after")
     }
     assert (place.folder / str(job.result["version"]) / "version.json").exists()
+
+
+class Away:
+    """A lesson to which Label Studio is away the first ``times``."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.begun = times, 0
+
+    def __call__(self, settings: Settings, project: int, tell: Tell) -> Taught:
+        self.begun += 1
+        if self.begun <= self.times:
+            raise LabelStudioAwayError("GET /api/tasks failed: connection refused")
+        return Learned(project)
+
+
+@pytest.mark.parametrize(("times", "state", "begun"), [(2, "done", 3), (9, "failed", 4)])
+def test_a_lesson_begins_again_where_label_studio_was_away(
+    place: Place, times: int, state: str, begun: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "AWAY_S", (0.02, 0.02, 0.02))
+    place.jobs.start(1, "x")
+    lesson = Away(times)
+    Worker(Settings(**place.given), lesson).run_job(1)
+    assert (place.job().state, lesson.begun) == (state, begun)
+    assert sum("waits" in line for line in place.jobs.store.log(1)) == begun - 1
+    assert place.job().error == (None if state == "done" else "GET /api/tasks failed: connection refused")
+
+
+def test_a_job_that_waits_for_label_studio_can_be_cancelled(place: Place) -> None:
+    place.jobs.start(1, "x")
+    at_work = Thread(target=Worker(Settings(**place.given), Away(9)).run_job, args=(1,))
+    at_work.start()
+    until(lambda: place.job().stage == "waiting")
+    assert "connection refused" in place.job().text
+    place.jobs.cancel(1)
+    at_work.join(60)
+    assert place.job().state == "cancelled"

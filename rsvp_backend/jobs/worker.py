@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rsvp_backend.errors import RsvpError
+from rsvp_backend.errors import LabelStudioAwayError, RsvpError
 from rsvp_backend.jobs.job import Job, JobError, State, one_line
 from rsvp_backend.jobs.running import Learn, Running, StoppedError, Taught, Tell, finite
 from rsvp_backend.jobs.service import WORKER_LOCK, Jobs
-from rsvp_backend.lessons import CancelledError
+from rsvp_backend.lessons import CancelledError, Told
 from rsvp_backend.settings import Settings
 from rsvp_backend.training import durable
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
+AWAY_S = (5.0, 15.0, 60.0, 300.0, 900.0)
+"""Waits while Label Studio cannot be reached; then the job fails."""
 _LOCK_WAIT_S = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
@@ -89,7 +92,7 @@ class Worker:
 
     def _teach(self, job: Job, running: Running) -> tuple[State, dict[str, Any]]:
         try:
-            lesson = self._lesson(self._settings, job.project, running.tell)
+            lesson = self._patiently(job, running)
         except StoppedError:
             return State.QUEUED, {}
         except CancelledError:
@@ -100,6 +103,22 @@ class Worker:
             log.exception("job %d failed by a fault of this program", job.id)
             return State.FAILED, {"error": one_line(f"{type(error).__name__}: {error}")}
         return State.DONE, {"result": finite(lesson.to_dict())}
+
+    def _patiently(self, job: Job, running: Running) -> Taught:
+        """The lesson, begun again after each time that Label Studio was away: what it has done so far is not lost."""
+        for wait_s in AWAY_S:
+            try:
+                return self._lesson(self._settings, job.project, running.tell)
+            except LabelStudioAwayError as error:
+                log.warning("job %d waits %.0f s: %s", job.id, wait_s, error)
+                self._wait(wait_s, str(error), running)
+        return self._lesson(self._settings, job.project, running.tell)
+
+    def _wait(self, wait_s: float, why: str, running: Running) -> None:
+        until_s = time.monotonic() + wait_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            running.tell(Told("waiting", f"for Label Studio: {why}"))
+            self._stop.wait(min(1.0, left_s))
 
     def _settle(self, job: Job, running: Running, state: State, values: dict[str, Any]) -> None:
         if state is State.QUEUED:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 
-from rsvp_backend.errors import LabelStudioAwayError
+from rsvp_backend.errors import LabelStudioAwayError, LabelStudioError
 from rsvp_backend.labelstudio.auth import TokenAuth
 from rsvp_backend.labelstudio.replies import (
     JSON,
@@ -50,6 +50,15 @@ class LabelStudioClient:
     def whoami(self) -> JSON:
         """The token's user; the cheapest call that checks address and token."""
         return self._object("GET", "/api/current-user/whoami")
+
+    def there(self) -> None:
+        """Raises `LabelStudioAwayError` where nobody answers; a refusal is an answer."""
+        try:
+            self.whoami()
+        except LabelStudioAwayError:
+            raise
+        except LabelStudioError:
+            return
 
     def release(self) -> tuple[str, str]:
         """Label Studio's version, and the time of its clock as HTTP's ``Date`` has it (empty where there is none)."""

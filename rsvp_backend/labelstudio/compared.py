@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,7 +32,8 @@ _ORIGINS = {"prediction": Origin.CONFIRMED, "prediction-changed": Origin.CORRECT
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What all tasks of a reading share. ``prompts``: names of the tags that are only drawn with to ask the model."""
+    """What all tasks of a reading share. ``prompts``: names of the tags that are only drawn with to ask the model;
+    ``check``: see `TaskImage`."""
 
     config: LabelConfig
     prompts: frozenset[str]
@@ -40,19 +41,25 @@ class Source:
     padding: float
     max_pixels: int
     include_imported: bool
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass(slots=True)
 class TaskImage:
-    """The image of one task: its size is looked up at most once, its pixels are not kept."""
+    """The image of one task: its size is looked up at most once, its pixels are not kept.
+
+    ``check`` is called where it cannot be had: it raises `LabelStudioAwayError` where Label Studio is away, whose image
+    is not gone then.
+    """
 
     task: int
     uri: str
     fetcher: ImageFetcher
+    check: Callable[[], object] = lambda: None
     looked_up: tuple[int, int] | ImageError | None = None
 
     def load(self, width_px: int, height_px: int) -> Image.Image:
-        image = self.fetcher.fetch(self.uri, task_id=self.task)
+        image = self._fetched()
         if image.size != (width_px, height_px):
             raise ImageError(
                 f"task {self.task}: the image is {image.width} x {image.height}, its annotation was made on "
@@ -64,12 +71,19 @@ class TaskImage:
         """(width, height). Raises `ImageError`, the same one each time."""
         if self.looked_up is None:
             try:
-                self.looked_up = self.fetcher.fetch(self.uri, task_id=self.task).size
+                self.looked_up = self._fetched().size
             except ImageError as error:
                 self.looked_up = error
         if isinstance(self.looked_up, ImageError):
             raise self.looked_up
         return self.looked_up
+
+    def _fetched(self) -> Image.Image:
+        try:
+            return self.fetcher.fetch(self.uri, task_id=self.task)
+        except ImageError:
+            self.check()
+            raise
 
 
 class Annotated:

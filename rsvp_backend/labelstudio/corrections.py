@@ -38,12 +38,14 @@ def read_corrections(
 
     ``padding``: how much of its own size is added around a mask that lies outside of its prediction's crop, or has
     none. No image is fetched here but where the results leave the image's size in doubt; `Correction.load_image`
-    fetches it, and raises `ImageError` if its size is not the mask's. ``seen`` gets each task before its corrections
-    come. Raises `LabelStudioError` (no access, no such
-    project) and `LabelConfigError`.
+    fetches it, and raises `ImageError` if its size is not the mask's, `LabelStudioAwayError` while Label Studio is
+    away. ``seen`` gets each task before its corrections come. Raises `LabelStudioError` (no access, no such project)
+    and `LabelConfigError`.
     """
     xml = str(client.project(project_id).get("label_config") or "")
-    source = Source(parse_label_config(xml), prompt_controls(xml), fetcher, padding, max_pixels, include_imported)
+    source = Source(
+        parse_label_config(xml), prompt_controls(xml), fetcher, padding, max_pixels, include_imported, client.there
+    )
     counted = reading if reading is not None else Reading()
     for task in client.annotated_tasks(project_id, page_size):
         counted.tasks += 1
@@ -61,7 +63,7 @@ def _of_task(task: JSON, source: Source, reading: Reading) -> Iterator[Correctio
     if not isinstance(uri, str) or not uri:
         reading.leave_out(Reason.NO_IMAGE, identity, len(chosen), f"no address in data.{source.config.image_field}")
         return
-    image = TaskImage(identity, uri, source.fetcher)
+    image = TaskImage(identity, uri, source.fetcher, source.check)
     for annotation in chosen:
         yield from corrections_of(Annotated(task, annotation, source, image), reading)
 

@@ -35,7 +35,7 @@ def open_project(
     """Raises `LabelStudioError` (no access, no such project) and `LabelConfigError`."""
     found = client.project(project)
     xml, annotated = str(found.get("label_config") or ""), found.get("num_tasks_with_annotations")
-    source = Source(parse_label_config(xml), prompt_controls(xml), fetcher, 0.0, max_pixels, include_imported=False)
+    source = Source(parse_label_config(xml), prompt_controls(xml), fetcher, 0.0, max_pixels, False, client.there)
     known = annotated if isinstance(annotated, int) else None
     return Project(project, str(found.get("title") or f"project {project}"), known, source)
 
@@ -70,7 +70,7 @@ def annotated_of(task: JSON, source: Source, reading: Reading) -> Iterator[Annot
     """The annotations of a task that count, each with what it is compared to."""
     identity, data = int(task["id"]), task.get("data")
     uri = data.get(source.config.image_field) if isinstance(data, Mapping) else None
-    image = TaskImage(identity, uri if isinstance(uri, str) else "", source.fetcher)
+    image = TaskImage(identity, uri if isinstance(uri, str) else "", source.fetcher, source.check)
     for annotation in chosen_of(listed(task.get("annotations")), identity, source.include_imported, reading):
         yield Annotated(task, annotation, source, image)
 
