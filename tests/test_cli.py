@@ -170,14 +170,16 @@ def test_doctor_follows_every_hop(capsys: pytest.CaptureFixture[str], monkeypatc
         monkeypatch.setenv("RSVP_LABEL_STUDIO_TOKEN", "0123456789abcdef")
         task = {"id": 3, "data": {"image": "/data/upload/1/a.png", "instruction": "the cup"}}
         server.routes["/api/current-user/whoami"] = lambda _: json_reply({"email": "a@b.c"})
-        server.routes["/api/projects/1/"] = lambda _: json_reply({"label_config": default_label_config()})
-        server.routes["/api/projects/2/"] = lambda _: json_reply({"label_config": "<View/>"})
+        server.routes["/api/version"] = lambda _: json_reply({"release": "1.23.2"})
+        server.routes["/api/ml"] = server.routes["/api/webhooks/"] = lambda _: json_reply([])
+        server.routes["/api/projects/1/"] = lambda _: json_reply({"id": 1, "label_config": default_label_config()})
+        server.routes["/api/projects/2/"] = lambda _: json_reply({"id": 2, "label_config": "<View/>"})
         server.routes["/api/tasks"] = lambda _: json_reply({"tasks": [task]})
         status, printed, _ = run(capsys, "doctor", "--project", "1")
         assert status == 1
         assert "ok       Label Studio at" in printed
-        assert "legacy token of a@b.c" in printed
-        assert "masks go to 'mask'" in printed
+        assert "token: legacy, of a@b.c" in printed
+        assert 'masks go into <BrushLabels name="mask">' in printed
         assert "problem" in printed
         assert "answered 404" in printed  # the image
         status, printed, _ = run(capsys, "doctor", "--project", "2", "--no-models")
