@@ -22,7 +22,7 @@ POLICY = (
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin", "Cache-Control": "no-store"}
 STYLE = "pages.css"
 _TYPES = {"css": "text/css", "js": "text/javascript"}
-_ASSETS = (STYLE, "pages.js", "jobs.js", "play.js")
+_ASSETS = (STYLE, "pages.js", "jobs.js", "play.js", "play_clicks.js", "play_shown.js")
 _LINKS = (("traces", "Traces"), ("play", "Playground"), ("jobs", "Jobs"))
 
 

@@ -16,7 +16,8 @@ from rsvp_backend.types import BoolMask
 
 MASK_COLOR = (220, 0, 110)
 _FILLED = 105
-"""Opacity of a mask's inside, of 255."""
+"""Opacity of a mask's inside, of 255; its edge has all of it."""
+_EDGE_PX = 2
 
 
 def kept_original(traces: TraceLog, trace_id: str) -> Image.Image | None:
@@ -54,9 +55,11 @@ def jpeg(image: Image.Image) -> bytes:
 def tinted(mask: BoolMask) -> bytes:
     """``mask``, bool ``(height, width)``, as a PNG of its kept size to lay over the image: clear outside."""
     kept = Image.fromarray(mask).resize(kept_size((mask.shape[1], mask.shape[0])), Image.Resampling.NEAREST)
-    alpha = kept.convert("L").point([0] * 255 + [_FILLED])
+    inside = np.asarray(kept)
+    deep = np.logical_and.reduce([np.roll(inside, step, axis) for step in (-_EDGE_PX, _EDGE_PX) for axis in (0, 1)])
+    alpha = np.where(inside, np.where(deep, _FILLED, 255), 0).astype(np.uint8)
     picture = Image.new("RGBA", kept.size, (*MASK_COLOR, 0))
-    picture.putalpha(alpha)
+    picture.putalpha(Image.fromarray(alpha))
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

@@ -1,15 +1,10 @@
 // The playground: an image and an instruction go to the server, and what each stage makes of them is shown as it comes.
 import {ask, post, tell} from "./pages.js";
+import "./play_clicks.js";
+import {$, draw, isPressed, now, pressed, say, show, showMask} from "./play_shown.js";
 
-const $ = (id) => document.getElementById(id);
-const SVG = "http://www.w3.org/2000/svg";
 const LOOK_MS = 250;
-const STEP_SHARE = 0.01;
-
 const form = $("ask");
-// image: {id, name, size: [width, height]}; run: the last one; base: the one that clicks refine; clicks: in image pixels;
-// cross: where the arrow keys are; keys: whether they are in use
-const now = {image: null, run: null, base: null, clicks: [], positive: true, cross: null, keys: false, busy: false, again: false};
 
 // --- the image ----------------------------------------------------------------------------------------------------
 
@@ -114,174 +109,15 @@ async function guarded(act) {
   }
 }
 
-// --- what is shown ------------------------------------------------------------------------------------------------
-
-function show(told) {
-  now.run = told;
-  $("result").hidden = false;
-  say({waiting: "waiting for the models", running: "at work", done: "done", failed: ""}[told.state]);
-  $("stages").replaceChildren(...told.stages.map((stage) => stageOf(stage, told)));
-  $("command").textContent = told.command;
-  const done = told.state === "done";
-  $("verdict").hidden = !done;
-  $("answer").replaceChildren();
-  $("trace").hidden = !told.trace;
-  if (done) {
-    $("verdict").className = `note told ${told.tone}`;
-    $("verdict").textContent = `${told.verdict} ${told.detail}`;
-    $("trace").href = `traces/${told.trace}`;
-    $("answer").append(...told.instances.map(instanceOf));
-    showMask(told.pictures.includes("mask") ? `play/runs/${told.id}/mask` : null);
-  }
-  if ((told.pictures || []).includes("marked")) {
-    $("marks").disabled = false;
-    $("marks").dataset.run = told.id;
-    if (isPressed($("marks"))) $("photo").src = `play/runs/${told.id}/marked`;
-  }
-  draw();
-}
-
-function element(name, text, className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.className = className;
-  return made;
-}
-
-function stageOf(stage, told) {
-  const item = element("li", "", stage.state || "idle");
-  const states = {went: "✓", failed: "✗", running: "…", "": "–"};
-  item.append(element("span", states[stage.state] ?? ""), element("b", stage.title));
-  if (stage.seconds !== null) item.append(element("span", `${stage.seconds.toFixed(2)} s`, "dim"));
-  if (stage.state === "running") item.append(element("span", "at work", "dim"));
-  if (stage.name === "reason" && told.proposals) {
-    item.append(...told.proposals.map((one) => element("span", proposalOf(one), "words small")));
-  }
-  return item;
-}
-
-function proposalOf({object, present, regions, reasoning}) {
-  const named = Object.entries(regions).filter(([, ids]) => ids.length).map(([kind, ids]) => `${kind} ${ids.join(", ")}`);
-  return `${object}: ${present ? named.join("; ") || "no region" : "absent"}. ${reasoning}`;
-}
-
-function instanceOf({object, score}) {
-  return element("p", `${object}: score ${score.toFixed(3)}`);
-}
-
-function showMask(address) {
-  $("mask").hidden = address === null;
-  if (address !== null) $("mask").src = address;
-}
-
-function draw() {
-  const shapes = (now.run?.crops || []).map(([left, top, right, bottom]) =>
-    shape("rect", {class: "crop", x: left, y: top, width: right - left, height: bottom - top, "stroke-width": unit(2)}));
-  for (const {x, y, positive} of now.clicks) {
-    shapes.push(shape("circle", {class: positive ? "in" : "out", cx: x, cy: y, r: unit(6), "stroke-width": unit(2)}));
-  }
-  if (now.cross && now.keys && document.activeElement === $("shown")) {
-    const {x, y} = now.cross;
-    const arm = unit(12);
-    const path = `M${x - arm} ${y}H${x + arm}M${x} ${y - arm}V${y + arm}`;
-    shapes.push(shape("path", {class: "cross", d: path, "stroke-width": unit(2)}));
-  }
-  $("over").replaceChildren(...shapes);
-  $("undo").disabled = now.clicks.length === 0;
-}
-
-function shape(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-// So many pixels of the screen, in pixels of the image.
-function unit(pixels) {
-  return pixels * now.image.size[0] / Math.max(1, $("shown").clientWidth);
-}
-
-function say(text) {
-  $("status").textContent = text;
-}
-
-function pressed(button, on) {
-  button.setAttribute("aria-pressed", String(on));
-}
-
-function isPressed(button) {
-  return button.getAttribute("aria-pressed") === "true";
-}
-
-// --- clicks -------------------------------------------------------------------------------------------------------
-
-function clicked(x, y, positive) {
-  const round = (value, size) => Math.min(Math.max(Math.round(value * 10) / 10, 0), size - 0.5);
-  now.clicks.push({x: round(x, now.image.size[0]), y: round(y, now.image.size[1]), positive});
-  draw();
-  run();
-}
-
-function undo() {
-  now.clicks.pop();
-  draw();
-  if (now.clicks.length || form.elements.instruction.value.trim()) run();
-  else showMask(null);
-}
-
-function choose(positive) {
-  now.positive = positive;
-  pressed($("plus"), positive);
-  pressed($("minus"), !positive);
-}
-
-function moved(event) {
-  const [width, height] = now.image.size;
-  const step = Math.max(width, height) * STEP_SHARE * (event.shiftKey ? 5 : 1);
-  const [across, down] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
-  const {x, y} = now.cross || {x: width / 2, y: height / 2};
-  now.cross = {
-    x: Math.min(Math.max(x + across * step, 0), width - 0.5), y: Math.min(Math.max(y + down * step, 0), height - 0.5),
-  };
-  now.keys = true;
-  draw();
-}
-
-$("shown").addEventListener("click", (event) => {
-  now.keys = false;
-  const box = $("shown").getBoundingClientRect();
-  const [width, height] = now.image.size;
-  const x = (event.clientX - box.left) / box.width * width;
-  const y = (event.clientY - box.top) / box.height * height;
-  clicked(x, y, event.altKey ? !now.positive : now.positive);
-});
-$("shown").addEventListener("keydown", (event) => {
-  if (event.key.startsWith("Arrow")) {
-    moved(event);
-  } else if (event.key === "Enter" && now.cross) {
-    clicked(now.cross.x, now.cross.y, event.altKey ? !now.positive : now.positive);
-  } else if (event.key === "Backspace" && now.clicks.length) {
-    undo();
-  } else {
-    return;
-  }
-  event.preventDefault();
-});
-$("shown").addEventListener("focus", () => {
-  now.cross ||= {x: now.image.size[0] / 2, y: now.image.size[1] / 2};
-  now.keys = $("shown").matches(":focus-visible");
-  draw();
-});
-$("shown").addEventListener("blur", () => draw());
-
 // --- everything else ----------------------------------------------------------------------------------------------
 
+$("shown").addEventListener("refined", () => {
+  if (now.clicks.length || form.elements.instruction.value.trim()) run();
+  else showMask(null);
+});
 $("file").addEventListener("change", () => { if ($("file").files.length) bring($("file").files[0]); });
 $("sample").addEventListener("click", sample);
 $("other").addEventListener("click", another);
-$("plus").addEventListener("click", () => choose(true));
-$("minus").addEventListener("click", () => choose(false));
-$("undo").addEventListener("click", undo);
 $("marks").addEventListener("click", () => {
   const on = !isPressed($("marks"));
   pressed($("marks"), on);

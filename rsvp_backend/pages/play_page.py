@@ -52,8 +52,7 @@ def _spoken(marks: Marks) -> str:
 
 _IMAGE = f"""
 <div class="drop" id="drop">
-  <p>Drop an image here, or</p>
-  <label class="file">choose one<input id="file" type="file" accept="{_IMAGES}"></label>
+  <label class="file">Drop an image here, or choose one<input id="file" type="file" accept="{_IMAGES}"></label>
   <button type="button" id="sample">Take a generated scene</button>
 </div>
 <div id="looked" hidden>

@@ -37,7 +37,7 @@ def _form(summaries: Sequence[Summary], asked: Asked) -> str:
         f'<label>Project<input name="project" value="{escape(asked.project)}" inputmode="numeric"></label>'
         f'<label>Task<input name="task" value="{escape(asked.task)}"></label>'
         f'<label class="wide">Version{_select("version", dict(zip(versions, versions, strict=True)), asked.version)}'
-        '</label><button class="main">Show</button><a class="small" href="traces">all</a></form>'
+        '</label><button class="main">Show</button><a class="button" href="traces">Reset</a></form>'
     )
 
 
@@ -52,7 +52,8 @@ def _select(name: str, options: dict[str, str], chosen: str) -> str:
 def _told(found: int, total: int) -> str:
     if not total:
         return '<p class="note">Nothing was asked yet: retrieve predictions in Label Studio, or try the playground.</p>'
-    return f'<p class="dim" role="status">{found} of {total} traces, the newest first</p>'
+    order = "the newest first" if found else "none fits"
+    return f'<p class="dim" role="status">{found} of {total} traces, {order}</p>'
 
 
 def _table(shown: Sequence[Summary]) -> str:
@@ -61,7 +62,7 @@ def _table(shown: Sequence[Summary]) -> str:
     head = "".join(f'<th scope="col"{_number(name)}>{name}</th>' for name in _COLUMNS)
     rows = "".join(_row(one) for one in shown)
     return (
-        '<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Traces"><table>'
+        '<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Traces"><table class="traces">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )
 

@@ -95,7 +95,7 @@ def _found(record: Record) -> str:
     scores = [instance["score"] for instance in record["instances"]]
     masks = f"{len(scores)} mask{'s, the weakest with' if len(scores) > 1 else ' with'} score {min(scores):.2f}"
     if by_hand(record):
-        return f"Stage 2 alone, by clicks, a rectangle or a plain name: {masks}."
+        return f"Stage 2 answered, and stage 1 was not asked: {masks}."
     return f"Both stages answered: {masks}."
 
 
