@@ -179,6 +179,15 @@ def test_programs_get_json_where_browsers_get_pages(client: TestClient, traces: 
     assert client.get("/traces", headers={"Accept": "*/*"}, params={"reason": "absent"}).json() == {"traces": []}
 
 
+def test_an_old_link_leads_to_a_page_too(client: TestClient) -> None:
+    reply = client.get(f"/traces/{EVIL[:8]}nope")
+    assert reply.status_code == 404
+    assert "is unknown: only the newest ones are kept" in reply.text
+    assert {"href": "../traces"} in Elements(reply.text).of("a")
+    assert EVIL[:8] not in reply.text.partition("<main")[2]
+    assert "detail" in client.get("/traces/nope", headers={"Accept": "*/*"}).json()
+
+
 def test_the_page_tells_first_which_stage_failed(client: TestClient, traces: TraceLog) -> None:
     for instruction, sentence in (
         ("absent", "Stage 1 answered that the object is absent."),

@@ -46,6 +46,12 @@ def reply(text: str, status: int = 200) -> Response:
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), status, headers=HEADERS)
 
 
+def lost(why: HTTPException, *, here: str) -> Response:
+    """In place of a page below ``here`` that is not there (any more): a link to it may be an old one."""
+    told = notes([f'{escape(why.detail)}. <a href="../{here}">All {here}</a>'])
+    return reply(page("Not found", "Not found", told, here=here, root="../"), why.status_code)
+
+
 def wants_html(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "")
 

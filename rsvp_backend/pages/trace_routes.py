@@ -61,7 +61,12 @@ def trace_routes(settings: Settings, engine: Engine) -> APIRouter:
 
     @router.get("/{trace_id}")
     async def one(request: Request, trace_id: str, beside: Word = "") -> Response:
-        record = await _record(traces, trace_id)
+        try:
+            record = await _record(traces, trace_id)
+        except HTTPException as error:
+            if layout.wants_html(request):
+                return layout.lost(error, here="traces")
+            raise
         if not layout.wants_html(request):
             return AsciiJson(record)
         other = await run_in_threadpool(traces.get, beside) if beside else None
