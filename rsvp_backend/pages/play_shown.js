@@ -67,16 +67,15 @@ export function showMask(address) {
 }
 
 export function draw() {
-  const shapes = (now.run?.crops || []).map(([left, top, right, bottom]) =>
-    shape("rect", {class: "crop", x: left, y: top, width: right - left, height: bottom - top, "stroke-width": unit(2)}));
+  const shapes = (now.run?.crops || []).flatMap(([left, top, right, bottom]) =>
+    seen("rect", {class: "crop", x: left, y: top, width: right - left, height: bottom - top}));
   for (const {x, y, positive} of now.clicks) {
-    shapes.push(shape("circle", {class: positive ? "in" : "out", cx: x, cy: y, r: unit(6), "stroke-width": unit(2)}));
+    shapes.push(shape("circle", {class: positive ? "in" : "out", cx: x, cy: y, r: unit(6)}));
   }
   if (now.cross && now.keys && document.activeElement === $("shown")) {
     const {x, y} = now.cross;
     const arm = unit(12);
-    const path = `M${x - arm} ${y}H${x + arm}M${x} ${y - arm}V${y + arm}`;
-    shapes.push(shape("path", {class: "cross", d: path, "stroke-width": unit(2)}));
+    shapes.push(...seen("path", {class: "cross", d: `M${x - arm} ${y}H${x + arm}M${x} ${y - arm}V${y + arm}`}));
   }
   $("over").replaceChildren(...shapes);
   $("undo").disabled = now.clicks.length === 0;
@@ -86,6 +85,11 @@ function shape(name, attributes) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
+}
+
+// A light line over a dark one: it is seen on any image.
+function seen(name, attributes) {
+  return [shape(name, {...attributes, class: "under"}), shape(name, attributes)];
 }
 
 // So many pixels of the screen, in pixels of the image.
