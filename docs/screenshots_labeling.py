@@ -2,7 +2,8 @@
 
     python docs/screenshots_labeling.py
 
-writes docs/images/label-*.png. Label Studio is the one that `make setup` installs.
+writes docs/images/label-*.png, and docs/images/loop-*.png from what `make browser` left in out/browser. Label Studio is
+the one that `make setup` installs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ say = logging.getLogger(__name__).info
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for path in sorted((ROOT / "out" / "browser").glob("[1-9]-*.png")):
+        with Image.open(path) as picture:
+            keep(picture, IMAGES / f"loop-{path.name}", cropped="lesson" not in path.name)
     home = Home(ROOT / Home().root)
     label_studio.prepare(home, say)
     with tempfile.TemporaryDirectory() as name:
@@ -91,13 +95,18 @@ def walk(screen: Screen, project: DemoProject) -> None:
 
 
 def take(screen: Screen, name: str) -> None:
-    """With few colours: a fifth of the size."""
     screen.page.mouse.move(0, 0)
     screen.settle(300)
-    picture = Image.open(io.BytesIO(screen.page.screenshot())).convert("RGB")
-    picture = picture.crop((LIST_PX, TOP_PX, picture.width, picture.height))
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(IMAGES / f"label-{name}.png", optimize=True)
+    keep(Image.open(io.BytesIO(screen.page.screenshot())), IMAGES / f"label-{name}.png")
     say("label-%s.png", name)
+
+
+def keep(picture: Image.Image, path: Path, cropped: bool = True) -> None:
+    """With few colours: a fifth of the size."""
+    picture = picture.convert("RGB")
+    if cropped:
+        picture = picture.crop((LIST_PX, TOP_PX, picture.width, picture.height))
+    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

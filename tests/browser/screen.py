@@ -19,19 +19,25 @@ Point = tuple[float, float]
 
 
 @contextmanager
-def browser_page(width_px: int = 1400, height_px: int = 900, video: Path | None = None) -> Iterator[Page]:
-    """A page of the Chromium that is installed, else of Playwright's own; ``video``: folder for a WebM of it."""
+def browser_page(width_px: int = 1400, height_px: int = 900, record: Path | None = None) -> Iterator[Page]:
+    """A page of the Chromium that is installed, else of Playwright's own.
+
+    ``record``: a ZIP for all that it does and shows, to be looked at by ``playwright show-trace``.
+    """
     found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     size: Any = {"width": width_px, "height": height_px}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(QUIET))
-        recorded = {} if video is None else {"record_video_dir": str(video), "record_video_size": size}
-        context = browser.new_context(viewport=size, **recorded)
+        context = browser.new_context(viewport=size)
+        if record is not None:
+            context.tracing.start(screenshots=True, snapshots=True)
         page = context.new_page()
         page.set_default_timeout(60_000)
         try:
             yield page
         finally:
+            if record is not None:
+                context.tracing.stop(path=record)
             context.close()
             browser.close()
 

@@ -1,8 +1,9 @@
 """The whole loop in one run, as a person does it in Chromium: instruction, mask, correction, lesson, a better mask.
 
 The demo models know hammers. This project wants of a hammer its head only: one mask is corrected by hand in the
-browser, the others through Label Studio's API with the true masks; then *Start Training* is clicked. It takes about
-five minutes on two cores. A film of it (WebM), pictures of its stations and its figures go to ``out/browser``.
+browser, the others through Label Studio's API with the true masks; then *Start Training* is clicked. It takes two to
+five minutes on two cores. The recording (``playwright show-trace out/browser/loop.zip``), pictures of its stations and
+its figures go to ``out/browser``.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         with (
             running(HOME, data, say) as stack,
             LabelStudioClient(stack.label_studio_url, stack.token) as client,
-            browser_page(video=OUT) as page,
+            browser_page(record=OUT / "loop.zip") as page,
         ):
             project = create_project(client, stack.backend, [(path, INSTRUCTION) for path in paths], "Hammer heads")
             truths = dict(zip(project.task_ids, (head for _, head in scenes), strict=True))
@@ -174,7 +175,10 @@ def correct(loop: Loop, task: int) -> None:
 def start_training(loop: Loop) -> None:
     page = loop.screen.page
     page.goto(f"{loop.stack.label_studio_url}/projects/{loop.project.project}/settings/ml")
-    page.get_by_role("button", name="Start Training").click()
+    page.get_by_label("Machine learning model options").click()
+    page.get_by_text("Start Training", exact=True).click()
+    with page.expect_response(lambda answer: answer.url.endswith("/train")):
+        page.get_by_role("button", name="Start Training").click()
 
 
 def wait_for_lesson(loop: Loop) -> dict[str, Any]:
