@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -358,9 +357,3 @@ def test_traces_are_kept_where_and_as_long_as_the_settings_say(tmp_path: Path) -
     assert log.address("x") == "https://rsvp.example/traces/x"
     assert log._files is not None
     assert (log._files._folder, log._files._limits) == (tmp_path, TraceLimits(3, 2**21))
-
-
-def test_settings_of_whoever_runs_the_tests_do_not_reach_them() -> None:
-    """See conftest.py: a developer's ``.env`` or shell must not decide what a test sees."""
-    assert not Path(".env").exists()
-    assert not [name for name in os.environ if name.startswith("RSVP_")]
