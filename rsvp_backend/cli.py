@@ -13,19 +13,19 @@ from typing import Any
 
 from rich.console import Console
 
-from rsvp_backend import (
-    __version__,
-    cli_distill,
-    cli_doctor,
-    cli_evaluate,
-    cli_experiment,
-    cli_finetune,
-    cli_label_config,
-    cli_predict,
-    cli_prelabel,
-    cli_pretrain,
-    cli_rank,
-    cli_versions,
+from rsvp_backend import __version__
+from rsvp_backend.commands import (
+    distill,
+    doctor,
+    evaluate,
+    experiment,
+    finetune,
+    label_config,
+    predict,
+    prelabel,
+    pretrain,
+    rank,
+    versions,
 )
 from rsvp_backend.errors import ImageError, LabelConfigError, RsvpError, SettingsError
 from rsvp_backend.security.logs import set_up_logging
@@ -65,16 +65,16 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def predict(args: argparse.Namespace) -> int:
-    return cli_predict.run(args, _settings(args, **cli_predict.overrides(args)), out)
+def run_predict(args: argparse.Namespace) -> int:
+    return predict.run(args, _settings(args, **predict.overrides(args)), out)
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    return cli_evaluate.run(args, _settings(args, preset=args.preset), out, err)
+def run_evaluate(args: argparse.Namespace) -> int:
+    return evaluate.run(args, _settings(args, preset=args.preset), out, err)
 
 
-def experiment(args: argparse.Namespace) -> int:
-    return cli_experiment.run(args, _settings(args, preset=args.preset), out, err)
+def run_experiment(args: argparse.Namespace) -> int:
+    return experiment.run(args, _settings(args, preset=args.preset), out, err)
 
 
 def train_demo(args: argparse.Namespace) -> int:
@@ -96,8 +96,8 @@ def demo(args: argparse.Namespace) -> int:
     return run_demo(options, lambda line: out.print(line, markup=False))
 
 
-def doctor(args: argparse.Namespace) -> int:
-    return cli_doctor.run(args, _settings(args, preset=args.preset), out)
+def run_doctor(args: argparse.Namespace) -> int:
+    return doctor.run(args, _settings(args, preset=args.preset), out)
 
 
 def show_settings(_: argparse.Namespace) -> int:
@@ -105,38 +105,38 @@ def show_settings(_: argparse.Namespace) -> int:
     return 0
 
 
-def label_config(args: argparse.Namespace) -> int:
-    return cli_label_config.run(args)
+def run_label_config(args: argparse.Namespace) -> int:
+    return label_config.run(args)
 
 
-def versions(args: argparse.Namespace) -> int:
-    return cli_versions.run(args, _settings(args, preset=args.preset), out)
+def run_versions(args: argparse.Namespace) -> int:
+    return versions.run(args, _settings(args, preset=args.preset), out)
 
 
-def finetune(args: argparse.Namespace) -> int:
-    return cli_finetune.run(args, _settings(args, preset=args.preset), out, err)
+def run_finetune(args: argparse.Namespace) -> int:
+    return finetune.run(args, _settings(args, preset=args.preset), out, err)
 
 
-def distill(args: argparse.Namespace) -> int:
-    return cli_distill.run(args, _settings(args, preset=args.preset), out, err)
+def run_distill(args: argparse.Namespace) -> int:
+    return distill.run(args, _settings(args, preset=args.preset), out, err)
 
 
-def prelabel(args: argparse.Namespace) -> int:
-    return cli_prelabel.run(args, _settings(args, preset=args.preset), out, err)
+def run_prelabel(args: argparse.Namespace) -> int:
+    return prelabel.run(args, _settings(args, preset=args.preset), out, err)
 
 
-def pretrain(args: argparse.Namespace) -> int:
-    return cli_pretrain.run(args, _settings(args, preset=args.preset), out, err)
+def run_pretrain(args: argparse.Namespace) -> int:
+    return pretrain.run(args, _settings(args, preset=args.preset), out, err)
 
 
-def rank(args: argparse.Namespace) -> int:
-    return cli_rank.run(args, _settings(args), out)
+def run_rank(args: argparse.Namespace) -> int:
+    return rank.run(args, _settings(args), out)
 
 
-def worker(args: argparse.Namespace) -> int:
-    from rsvp_backend import cli_worker
+def run_worker(args: argparse.Namespace) -> int:
+    from rsvp_backend.commands import worker
 
-    return cli_worker.run(_settings(args, preset=args.preset))
+    return worker.run(_settings(args, preset=args.preset))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,27 +152,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_serving(commands, preset)
     _add_images(commands, preset)
     command = commands.add_parser("finetune", parents=[preset], help="learn from the corrections in a project")
-    cli_finetune.add_options(command)
-    command.set_defaults(run=finetune)
+    finetune.add_options(command)
+    command.set_defaults(run=run_finetune)
     command = commands.add_parser(
         "distill", parents=[preset], help="teach the local reasoner from corrections, a larger model, or scenes"
     )
-    cli_distill.add_options(command)
-    command.set_defaults(run=distill)
+    distill.add_options(command)
+    command.set_defaults(run=run_distill)
     command = commands.add_parser("prelabel", parents=[preset], help="answer all tasks of a project, or of files")
-    cli_prelabel.add_options(command)
-    command.set_defaults(run=prelabel)
+    prelabel.add_options(command)
+    command.set_defaults(run=run_prelabel)
     command = commands.add_parser("rank", help="which open tasks of a project to look at first, and why")
-    cli_rank.add_options(command)
-    command.set_defaults(run=rank)
+    rank.add_options(command)
+    command.set_defaults(run=run_rank)
     command = commands.add_parser("versions", parents=[preset], help="fine-tuned versions: list, promote, roll back")
-    cli_versions.add_options(command)
-    command.set_defaults(run=versions)
+    versions.add_options(command)
+    command.set_defaults(run=run_versions)
     command = commands.add_parser("settings", help="print all settings as a table")
     command.set_defaults(run=show_settings)
     command = commands.add_parser("label-config", help="print a labeling config for Label Studio")
-    cli_label_config.add_options(command)
-    command.set_defaults(run=label_config)
+    label_config.add_options(command)
+    command.set_defaults(run=run_label_config)
     return parser
 
 
@@ -184,35 +184,35 @@ def _add_serving(commands: Any, preset: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "worker", parents=[preset], help="run the training jobs that the server queues, beside it"
     )
-    command.set_defaults(run=worker)
+    command.set_defaults(run=run_worker)
     command = commands.add_parser("demo", help="start a real Label Studio and the backend, with images and predictions")
     command.add_argument("--once", action="store_true", help="end after the predictions")
     command.add_argument("--picture", type=Path, metavar="FILE", help="write the picture of three results there")
     command.add_argument("--data-dir", type=Path, metavar="DIR", help="keep Label Studio's data there")
     command.set_defaults(run=demo)
     command = commands.add_parser("doctor", parents=[preset], help="check settings, Label Studio, token, and models")
-    cli_doctor.add_options(command)
-    command.set_defaults(run=doctor)
+    doctor.add_options(command)
+    command.set_defaults(run=run_doctor)
 
 
 def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command = commands.add_parser("predict", parents=[preset], help="segment one image by an instruction")
-    cli_predict.add_options(command)
-    command.set_defaults(run=predict)
+    predict.add_options(command)
+    command.set_defaults(run=run_predict)
     command = commands.add_parser("evaluate", help="scores on public data sets and on procedural scenes")
-    cli_evaluate.add_options(command, preset)
-    command.set_defaults(run=evaluate)
+    evaluate.add_options(command, preset)
+    command.set_defaults(run=run_evaluate)
     command = commands.add_parser("experiment", parents=[preset], help="the paper's experiments: table and plot of one")
-    cli_experiment.add_options(command)
-    command.set_defaults(run=experiment)
+    experiment.add_options(command)
+    command.set_defaults(run=run_experiment)
     command = commands.add_parser("train-demo", help="train the demo preset's models from procedural scenes")
     command.add_argument("part", nargs="?", choices=["both", "reasoner", "vlsm"], default="both")
     command.add_argument("--minutes", type=float, default=60.0, help="wall time, one core per model (default: 60)")
     command.add_argument("--out", type=Path, default=Path("out/demo-models"), metavar="DIR", help="where they go")
     command.set_defaults(run=train_demo)
     command = commands.add_parser("pretrain", parents=[preset], help="train a VLSM on referring expressions")
-    cli_pretrain.add_options(command)
-    command.set_defaults(run=pretrain)
+    pretrain.add_options(command)
+    command.set_defaults(run=run_pretrain)
 
 
 def _settings(args: argparse.Namespace, **overrides: Any) -> Settings:

@@ -27,7 +27,10 @@ class Subject:
 
 
 def examine(settings: Settings, subject: Subject) -> Findings:
-    """Settings were read already, or there would be none. Nothing in Label Studio is changed."""
+    """Settings were read already, or there would be none.
+
+    Nothing in Label Studio is changed; a backend that it does not reach is saved as it is, which makes it say why.
+    """
     yield from settings_findings(settings)
     yield from folder_findings(settings)
     yield from _label_studio(settings, subject)

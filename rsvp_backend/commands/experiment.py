@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from rsvp_backend.cli_evaluate import DEFAULT_SEEDS, seed_range
-from rsvp_backend.cli_evaluate import LEVELS as LEVEL_NAMES
+from rsvp_backend.commands.evaluate import DEFAULT_SEEDS, seed_range
+from rsvp_backend.commands.evaluate import LEVELS as LEVEL_NAMES
 from rsvp_backend.errors import SettingsError
 from rsvp_backend.experiment_plans import LEVELS, REASONERS, TEMPERATURES, Options, make_plan
 from rsvp_backend.experiment_who import FORMS, Models

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from rsvp_backend import cli_report
+from rsvp_backend.commands import report
 from rsvp_backend.errors import RsvpError, SettingsError
 from rsvp_backend.settings import Settings
 
@@ -55,13 +55,13 @@ def add_options(command: argparse.ArgumentParser, preset: argparse.ArgumentParse
             )  # fmt: skip
         _common(one, "lisa")
     text = "a Label Studio project: its predictions in people's hands, over versions and time, and the minutes saved"
-    cli_report.add_options(datasets.add_parser("project", parents=[preset], help=text, description=text))
+    report.add_options(datasets.add_parser("project", parents=[preset], help=text, description=text))
 
 
 def run(args: argparse.Namespace, settings: Settings, out: Console, err: Console) -> int:
     """Do it and give the exit status; figures go to ``out``, progress to ``err``."""
     if args.dataset == "project":
-        return cli_report.run(args, settings, out, err)
+        return report.run(args, settings, out, err)
     for name in ("limit", "workers", "save_worst"):
         value = getattr(args, name)
         if value is not None and value < 1:
