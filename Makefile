@@ -22,7 +22,7 @@ demo: setup ## start Label Studio and the backend with twelve pre-annotated imag
 	@$(RUN) rsvp_backend demo $(DEMO)
 
 test: setup lint ## lint, type check and all tests, the end-to-end test with the real Label Studio included
-	@OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadgroup
+	@$(RUN) pytest
 
 slow: setup ## the tests that build models of the published size: minutes, 8 GB of memory
 	@$(RUN) pytest -m slow

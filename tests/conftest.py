@@ -12,14 +12,6 @@ settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two processes: all that start a Label Studio stay in one (they look for free ports), and every
-    file stays whole."""
-    for item in items:
-        group = "label-studio" if item.get_closest_marker("e2e") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _settings_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Neither a ``.env`` where the tests are started nor the shell's RSVP_* reach a test or a process of its."""
