@@ -167,7 +167,7 @@ def test_prelabel_outlives_a_full_disk_lost_answers_and_slowness(ward: Ward, tmp
             report, complaint = ended(process)
     finally:
         ward.proxy.fault = lambda *_: None
-    assert next(writes) > 4
+    assert next(writes) >= 3  # both refusals were met, and a cut at least
     assert report["failed"] == 0, report
     assert complaint.count("database or disk is full") <= 4
     ward.ends_with_one_each(project, report["version"])
