@@ -137,14 +137,27 @@ def ended(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
 
 
 def test_prelabel_outlives_a_label_studio_that_is_killed(ward: Ward, tmp_path: Path) -> None:
-    project = project_of(ward)
-    with prelabelling(ward, project, tmp_path) as process:
-        while sum(map(bool, ward.held(project).values())) < 4:
-            assert process.poll() is None
-        ward.studio.kill()
-        time.sleep(2)
-        ward.studio.start(ward.proxy)
-        report, complaint = ended(process)
+    """Half of the images come only after it, so that it is the middle of the run."""
+    project, killed = project_of(ward), threading.Event()
+    late = tuple(path.name for path, _ in ward.images[IMAGES // 2 :])
+
+    def fault(_: str, path: str) -> Fault | None:
+        if path.endswith(late):
+            killed.wait(WAIT_S)
+        return None
+
+    ward.proxy.fault = fault
+    try:
+        with prelabelling(ward, project, tmp_path) as process:
+            while not any(ward.held(project).values()):
+                assert process.poll() is None
+            ward.studio.kill()
+            killed.set()
+            time.sleep(2)
+            ward.studio.start(ward.proxy)
+            report, complaint = ended(process)
+    finally:
+        ward.proxy.fault = lambda *_: None
     assert (report["tasks"], report["failed"], report["stopped"]) == (TASKS, 0, "")
     assert complaint.count("Label Studio is waited for") <= 2
     assert "Label Studio answers again" in complaint
