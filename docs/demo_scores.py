@@ -23,18 +23,22 @@ ROWS = {
     "stage2_iou_wrong_text": "stage 2: IoU with another object's name",
     "seconds_per_image": "seconds per instruction, both stages",
 }
+KIND_ROWS = ("giou", "random_object_giou", "object_exact", "crop_recall", "absent_recall", "stage2_iou_true_crop")
 SHORT = ("giou", "random_object_giou", "object_exact", "crop_recall", "absent_recall", "schema_valid",
          "stage2_iou_true_crop", "stage2_iou_wrong_text")  # fmt: skip
-KINDS = ("name", "function", "absent", "relation")
 
 
-def shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def shown(scores: dict[str, Any], key: str) -> str:
+    """A figure with its 95 % interval."""
+    if scores[key] is None:
+        return ""
+    low, high = scores["ci95"][key]
+    return f"{scores[key]:.3f} ({low:.3f}-{high:.3f})"
 
 
 def table(columns: dict[str, dict[str, Any]], keys: tuple[str, ...]) -> str:
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {ROWS[key]} | {' | '.join(shown(column[key]) for column in columns.values())} |" for key in keys]
+    lines += [f"| {ROWS[key]} | {' | '.join(shown(column, key) for column in columns.values())} |" for key in keys]
     return "\n".join([*lines, f"| instructions | {' | '.join(str(column['n']) for column in columns.values())} |"])
 
 
@@ -47,19 +51,20 @@ def put(path: Path, name: str, text: str) -> None:
 
 def main() -> None:
     easy, full = (json.loads(Path(file).read_text()) for file in sys.argv[1:3])
-    intervals = {
-        name: "{:.3f} to {:.3f}".format(*scores["giou_ci95"]) for name, scores in (("easy", easy), ("full", full))
-    }
-    columns = {"easy": easy} | {f"easy: {kind}": easy["by_kind"][kind] for kind in KINDS} | {"full": full}
-    wording = easy["by_wording"]
-    put(
-        DOCS / "demo-models.md",
-        "scores",
-        f"Weights `{easy['version']}`.\n\n{table(columns, tuple(ROWS))}\n\n"
-        f"95 % bootstrap intervals of the end-to-end gIoU: {intervals['easy']} at `easy`, {intervals['full']} at "
-        f"`full`.\nAt `easy`, instructions in wordings held out from training reach "
-        f"{shown(wording['held_out']['giou'])}, those in\ntraining's wordings {shown(wording['trained']['giou'])}.",
-    )
+    both = {"easy": easy, "full": full}
+    wordings = {f"{level}: {name} wording": s["by_wording"][key] for level, s in both.items()
+                for key, name in (("trained", "training's"), ("held_out", "held-out"))}  # fmt: skip
+    parts = [
+        f"Weights `{easy['version']}`; in brackets 95 % bootstrap intervals over instructions.",
+        table(both, tuple(ROWS)),
+        "By kind of instruction, at `full`:",
+        table(full["by_kind"], KIND_ROWS),
+        "By kind, at `easy`:",
+        table(easy["by_kind"], KIND_ROWS),
+        "In wordings that training never used (made of words that it did use):",
+        table(wordings, KIND_ROWS),
+    ]
+    put(DOCS / "demo-models.md", "scores", "\n\n".join(parts))
     put(DOCS.parent / "README.md", "demo-scores", table({"easy": easy, "full": full}, SHORT))
 
 

@@ -78,12 +78,14 @@ def run_experiment(args: argparse.Namespace) -> int:
 
 
 def train_demo(args: argparse.Namespace) -> int:
-    if args.minutes <= 0:
-        raise SettingsError(f"--minutes is {args.minutes}: more than 0 is expected")
     from rsvp_backend.training import demo as training
 
+    if args.minutes <= 0:
+        raise SettingsError(f"--minutes is {args.minutes}: more than 0 is expected")
+    if args.workers is not None and args.workers < 0:
+        raise SettingsError(f"--workers is {args.workers}: 0 or more is expected")
     parts = training.PARTS if args.part == "both" else (args.part,)
-    training.train(parts, args.out, args.minutes)
+    training.train(parts, args.out, training.Options(args.minutes, args.device, args.workers))
     for part in parts:
         out.print(f"{args.out / part / 'model'}", markup=False)
     return 0
@@ -207,8 +209,13 @@ def _add_images(commands: Any, preset: argparse.ArgumentParser) -> None:
     command.set_defaults(run=run_experiment)
     command = commands.add_parser("train-demo", help="train the demo preset's models from procedural scenes")
     command.add_argument("part", nargs="?", choices=["both", "reasoner", "vlsm"], default="both")
-    command.add_argument("--minutes", type=float, default=60.0, help="wall time, one core per model (default: 60)")
+    command.add_argument("--minutes", type=float, default=60.0, help="wall time (default: 60)")
     command.add_argument("--out", type=Path, default=Path("out/demo-models"), metavar="DIR", help="where they go")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N; cpu: a core per model")
+    command.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that draw scenes for each model (default: the cores that are left on a GPU, 0 on a CPU)",
+    )  # fmt: skip
     command.set_defaults(run=train_demo)
     command = commands.add_parser("pretrain", parents=[preset], help="train a VLSM on referring expressions")
     pretrain.add_options(command)

@@ -199,13 +199,13 @@ def _over_marks(
     variants, notes = [], []
     for who in named:
         fixed = models.fixed_marks(who)
-        readable = {value: marks for value, marks in values.items() if fixed in (None, marks)}
+        readable = {value: marks for value, marks in values.items() if not fixed or marks in fixed}
         variants += [_variant(models, who, value, models.config(marks)) for value, marks in readable.items()]
-        if fixed is not None and len(readable) < len(values):
+        if fixed and len(readable) < len(values):
             left_out = ", ".join(value for value in values if value not in readable)
             notes.append(
-                f"{who.label} was trained on {fixed.rows} x {fixed.columns} {fixed.kind} and reads no other marks: it "
-                f"is not asked in {left_out}."
+                f"{who.label} was trained on {' and '.join(map(str, fixed))} and reads no other marks: it is not asked "
+                f"in {left_out}."
             )
     return Plan(name, varied, reference, tuple(variants), tuple(notes))
 

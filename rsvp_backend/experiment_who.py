@@ -79,13 +79,13 @@ class Models:
     def configured(self) -> str:
         return self.settings.reasoner or presets.PRESETS[self.settings.preset].reasoner
 
-    def fixed_marks(self, named: Named) -> Marks | None:
-        """The only marks that a model reads; None where it reads any."""
+    def fixed_marks(self, named: Named) -> tuple[Marks, ...]:
+        """The only marks that a model reads; none where it reads any."""
         from rsvp_backend.reasoner.model_folder import Marker
 
         if not named.model or not named.local:
-            return None
-        return Marker.read(_folder(named.spec)).marks if _folder(named.spec).is_dir() else None
+            return ()
+        return Marker.read(_folder(named.spec)).marks if _folder(named.spec).is_dir() else ()
 
     def keeps_its_prompt(self, named: Named) -> bool:
         """Whether a model was trained on a prompt of its own, or is none."""
@@ -96,9 +96,10 @@ class Models:
         return named.local and _folder(named.spec).is_dir() and Marker.read(_folder(named.spec)).prompt is not None
 
     def marks(self, named: Named) -> Marks:
-        """Those that it reads, else those of the settings."""
-        own = self.settings
-        return self.fixed_marks(named) or Marks(own.marks_kind, own.marks_rows, own.marks_columns)
+        """Those of the settings, or where it cannot read them, its usual ones."""
+        own, fixed = self.settings, self.fixed_marks(named)
+        asked = Marks(own.marks_kind, own.marks_rows, own.marks_columns)
+        return fixed[0] if fixed and asked not in fixed else asked
 
     def config(self, marks: Marks) -> PipelineConfig:
         """Of the settings; stage 1 is always asked."""

@@ -93,13 +93,13 @@ def updated(rsvp: RSVP) -> RSVP | None:
     return RSVP(reasoner, segmenter, rsvp.config)
 
 
-def fixed_marks(settings: Settings) -> Marks | None:
-    """The marks that a local reasoner was trained on and reads alone; None: it reads any."""
+def fixed_marks(settings: Settings) -> tuple[Marks, ...]:
+    """The marks that a local reasoner was trained on and reads alone, the usual ones first; none: it reads any."""
     from rsvp_backend.reasoner.model_folder import Marker
 
     spec = settings.reasoner or PRESETS[settings.preset].reasoner
     folder = DEMO_ASSETS / "reasoner" if spec == "demo" else Path(spec.removeprefix("hf:"))
-    return Marker.read(folder).marks if _is_local(spec) and folder.is_dir() else None
+    return Marker.read(folder).marks if _is_local(spec) and folder.is_dir() else ()
 
 
 def reasoner_registry(settings: Settings) -> Registry:
@@ -181,15 +181,15 @@ def _base(source: Path, settings: Settings) -> ReasonerBase:
     from rsvp_backend.reasoner.model_folder import Marker
     from rsvp_backend.training.reasoner_deltas import ReasonerBase
 
-    trained_on = Marker.read(source).marks if source.is_dir() else None
+    trained_on = Marker.read(source).marks if source.is_dir() else ()
     marks = _marks(settings)
-    if trained_on is not None and trained_on != marks:
+    if trained_on and marks not in trained_on:
         if settings.model_fields_set & {"marks_kind", "marks_rows", "marks_columns"}:
             raise SettingsError(
-                f"the reasoner {source.name} reads {trained_on} only, the settings ask for {marks}: leave out "
-                "RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
+                f"the reasoner {source.name} reads {' and '.join(map(str, trained_on))} only, the settings ask for "
+                f"{marks}: leave out RSVP_MARKS_KIND, RSVP_MARKS_ROWS and RSVP_MARKS_COLUMNS"
             )
-        marks = trained_on
+        marks = trained_on[0]
     decoding = Decoding(constrained=settings.reasoner_constrained, reasoning=settings.reasoning)
     loaded = load_model(str(source), settings.device, settings.dtype)
     return ReasonerBase(loaded, marks, decoding, settings.prompts)

@@ -235,6 +235,9 @@ class Deadline:
         return time.monotonic() >= self.at_s
 
 
+MARKS_KINDS = ("bands", "cells")
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """How regions are marked: ``bands`` (numbered rows and columns) or ``cells`` (a numbered grid)."""
@@ -244,10 +247,13 @@ class Marks:
     columns: int = 9
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bands", "cells"):
+        if self.kind not in MARKS_KINDS:
             raise ValueError(f"marks kind {self.kind!r} is unknown: 'bands' or 'cells' is expected")
         if not (1 <= self.rows <= 50 and 1 <= self.columns <= 50):
             raise ValueError(f"marks of {self.rows} x {self.columns}: 1 to 50 rows and columns are expected")
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.columns} {self.kind}"
 
 
 class Reasoner(Protocol):

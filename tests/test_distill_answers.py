@@ -232,14 +232,15 @@ def test_a_style_says_the_same_in_other_words(style: str) -> None:
         assert {one.kind for one in asked} <= set(STYLED_KINDS)
         for question in asked:
             assert question.instruction not in known
-            assert question.object.split()[-1] in question.reasoning
-            if question.target is not None:
-                assert question.object == scene.layout.items[question.target].phrase
-                assert question.mask is scene.masks[question.target]
+            (meant,) = question.truth.referents
+            assert meant.object.split()[-1] in meant.reasoning
+            if meant.target is not None:
+                assert meant.object == scene.layout.items[meant.target].phrase
+                assert (question.mask == scene.masks[meant.target]).all()
             else:
                 assert not question.mask.any()
             if question.kind == "name":
-                assert all(word in question.instruction for word in question.object.split())
+                assert all(word in question.instruction for word in meant.object.split())
 
 
 def test_examples_of_scenes_are_the_same_each_time_and_never_those_that_are_scored() -> None:

@@ -63,7 +63,9 @@ def test_the_demo_is_asked_in_the_marks_that_it_reads(settings: Settings) -> Non
     assert names(made) == [
         "oracle/5x5", "oracle/9x9", "oracle/13x13", "oracle:0.5/5x5", "oracle:0.5/9x9", "oracle:0.5/13x13", "demo/9x9",
     ]  # fmt: skip
-    assert made.notes == ("demo was trained on 9 x 9 bands and reads no other marks: it is not asked in 5x5, 13x13.",)
+    assert made.notes == (
+        "demo was trained on 9 x 9 bands and 9 x 9 cells and reads no other marks: it is not asked in 5x5, 13x13.",
+    )
 
 
 def test_a_model_on_a_server_is_asked_in_all(settings: Settings) -> None:
@@ -77,7 +79,7 @@ def test_a_model_on_a_server_is_asked_in_all(settings: Settings) -> None:
 def test_the_demos_prompt_stays_its_own(settings: Settings) -> None:
     """It was trained on one question: a prompt without steps would not reach it."""
     assert names(plan("encoding", settings, "demo")) == [
-        "demo/bands", "demo/bands@320px", "demo/bands@160px", "demo/bands-short",
+        "demo/bands", "demo/cells", "demo/bands@320px", "demo/bands@160px", "demo/bands-short",
     ]  # fmt: skip
 
 

@@ -237,8 +237,9 @@ def test_only_so_many_tries_at_a_time(client: TestClient, scene: JSON, monkeypat
 
 def test_the_page_offers_only_the_marks_that_the_reasoner_reads(client: TestClient) -> None:
     text = client.get("/play").text
-    assert "This reasoner reads 9 x 9 bands only." in text
-    assert '<select name="kind" disabled>' in text
+    assert "This reasoner reads 9 x 9 bands and 9 x 9 cells only." in text
+    assert '<select name="kind">' in text
+    assert 'name="rows" type="number" min="1" max="50" value="9" required disabled' in text
 
 
 # --- versions ----------------------------------------------------------------------------------------------------

@@ -155,8 +155,8 @@ def test_marker_sets_prompt_canvas_marks_and_name(tmp_path: Path, monkeypatch: p
     with pytest.raises(AnswerError):
         reasoner.propose(picture(), QUERY, MARKS, None)
     asked = reasoner.processor.tokenizer.decode(seen.inputs[0]["input_ids"][0], skip_special_tokens=True)
-    assert asked == f"user\n{QUERY.instruction}\nassistant"
-    with pytest.raises(ReasonerError, match=r"trained on .*rows=9.* cannot read .*rows=5"):
+    assert asked == f"user\nbands: {QUERY.instruction}\nassistant"
+    with pytest.raises(ReasonerError, match="trained on 9 x 9 bands and cannot read 5 x 5 bands"):
         reasoner.propose(picture(), QUERY, Marks("bands", 5, 5), None)
 
 

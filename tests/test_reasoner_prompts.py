@@ -77,7 +77,8 @@ def test_questions_name_marks_instruction_and_form() -> None:
     cells = Prompt.load("rsvp_cells").ask(Query("the oldest mug"), CELLS)
     assert "5 x 4 cells" in cells
     assert "1 to 20" in cells
-    assert Prompt.load("demo").ask(Query("the oldest  mug\n"), BANDS) == "the oldest mug"
+    assert Prompt.load("demo_bands").ask(Query("the oldest  mug\n"), BANDS) == "bands: the oldest mug"
+    assert Prompt.load("demo_cells").ask(Query("the oldest  mug\n"), CELLS) == "cells: the oldest mug"
     assert "{" not in bands.replace(answer_example(BANDS), "")
 
 
@@ -88,23 +89,25 @@ def test_labels_are_asked_for_only_where_there_is_a_choice() -> None:
 
 
 def test_the_repair_question_shows_the_problem_and_the_form() -> None:
-    text = Prompt.load("demo").ask_again("rows holds 12", Query("mug"), BANDS)
+    text = Prompt.load("demo_bands").ask_again("rows holds 12", Query("mug"), BANDS)
     assert "rows holds 12" in text
     assert answer_example(BANDS) in text
 
 
 def test_unknown_prompts_and_endless_instructions_are_named() -> None:
-    with pytest.raises(ReasonerError, match="prompt 'repair' is unknown: one of demo, rsvp_bands, rsvp_cells"):
+    with pytest.raises(
+        ReasonerError, match="prompt 'repair' is unknown: one of demo_bands, demo_cells, rsvp_bands, rsvp_cells"
+    ):
         Prompt.load("repair")
     with pytest.raises(ReasonerError, match=f"at most {MAX_INSTRUCTION_CHARS}"):
-        Prompt.load("demo").ask(Query("x" * 5000), BANDS)
+        Prompt.load("demo_bands").ask(Query("x" * 5000), BANDS)
 
 
 def test_digests_tell_prompts_apart() -> None:
-    prompts = [Prompt.load(name) for name in ("demo", "rsvp_bands", "rsvp_cells")]
-    assert len({prompt.digest for prompt in prompts}) == 3
+    prompts = [Prompt.load(name) for name in ("demo_bands", "demo_cells", "rsvp_bands", "rsvp_cells")]
+    assert len({prompt.digest for prompt in prompts}) == 4
     assert Prompt("demo", "{instruction}", "other").digest != prompts[0].digest
-    assert Prompt.load("demo").digest == prompts[0].digest
+    assert Prompt.load("demo_bands").digest == prompts[0].digest
 
 
 FOLDER_TEXT = "Where is {instruction_json} in {rows} rows?\n{label_step}Form: {example}"
@@ -128,7 +131,7 @@ def test_a_folder_replaces_single_prompts_and_changes_their_digest(tmp_path: Pat
 def test_the_packages_own_prompts_pass_for_a_users(tmp_path: Path) -> None:
     for name in ("rsvp_bands", "rsvp_cells"):
         (tmp_path / f"{name}.txt").write_text(Prompt.load(name).question)
-    (tmp_path / "repair.txt").write_text(Prompt.load("demo").repair)
+    (tmp_path / "repair.txt").write_text(Prompt.load("demo_bands").repair)
     assert set(check_folder(tmp_path)) == set(PLACEHOLDERS)
     assert Prompt.load("rsvp_bands", tmp_path) == Prompt.load("rsvp_bands")
 
@@ -215,4 +218,4 @@ def test_an_answer_that_follows_an_attack_is_refused(attack: str) -> None:
 def test_labels_are_asked_for_only_where_the_question_offers_them() -> None:
     assert Prompt.load("rsvp_bands").offers_labels
     assert Prompt.load("rsvp_cells").offers_labels
-    assert not Prompt.load("demo").offers_labels
+    assert not Prompt.load("demo_bands").offers_labels

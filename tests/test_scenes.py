@@ -24,7 +24,7 @@ def test_scenes_of_a_level_stay_what_they_are_when_levels_are_added(level):
         digest.update(scene.image.tobytes())
         for mask in scene.masks:
             digest.update(mask.tobytes())
-        digest.update(repr([q.instruction for q in scene.questions]).encode())
+        digest.update(repr([q.instruction for q in scene.questions if q.kind != "several"]).encode())
         digest.update(repr(scene.layout).encode())
     assert digest.hexdigest()[:16] == PINNED[level]
 
@@ -55,14 +55,16 @@ def test_masks_are_disjoint_visible_and_answer_the_questions(level, seed):
     assert stack.sum(axis=0).max() == 1
     assert stack.any(axis=(1, 2)).all()
     for question in scene.questions:
-        if question.target is None:
-            assert question.kind == "absent"
-            assert not question.mask.any()
-            assert question.object not in [item.phrase for item in scene.layout.items]
+        for one in question.truth.referents:
+            assert one.object in one.reasoning
+            if one.target is not None:
+                assert one.object == scene.layout.items[one.target].phrase
+        assert (question.kind == "absent") == (not question.present)
+        if question.present:
+            assert (question.mask == stack[list(question.truth.targets)].any(axis=0)).all()
         else:
-            assert question.object == scene.layout.items[question.target].phrase
-            assert (question.mask == scene.masks[question.target]).all()
-            assert question.object in question.reasoning
+            assert not question.mask.any()
+            assert question.objects[0] not in [item.phrase for item in scene.layout.items]
 
 
 def test_mask_holds_the_objects_own_colour():
@@ -81,12 +83,32 @@ def test_rendering_at_another_size_keeps_the_layout():
         assert abs(a.mean() - b.mean()) < 0.01
 
 
+def test_several_objects_are_asked_for_at_the_full_level_only():
+    asked = {level: [q for n in range(40) for q in make_scene(n, level, 160).questions] for level in ("easy", "full")}
+    assert not any(q.kind == "several" for q in asked["easy"])
+    several = [q for q in asked["full"] if q.kind == "several"]
+    assert len(several) == 40
+    assert all(len(q.objects) == len(q.truth.targets) >= 2 for q in several)
+    every = [q for q in several if "every" in q.instruction]
+    assert 0 < len(every) < 40
+    for question in every:
+        assert {phrase.split()[1] for phrase in question.objects} == {question.instruction.split()[-1]}
+
+
+def test_classes_can_be_left_out():
+    names = {
+        item.name for seed in range(30) for item in make_scene(seed, "full", 64, without={"mushroom"}).layout.items
+    }
+    assert "mushroom" not in names
+    assert len(names) == len(DRAWINGS) - 1
+
+
 def test_all_four_kinds_appear_with_held_out_wording_in_evaluation_only():
     training = [q for seed in range(60) for q in make_scene(seed, "easy", 160).questions]
     evaluation = [q for n in range(60) for q in make_scene(EVALUATION_SEEDS_FROM + n, "easy", 160).questions]
     assert {q.kind for q in training} == {"name", "relation", "function", "absent"}
-    assert not any(q.held_out for q in training)
-    assert 0.3 < np.mean([q.held_out for q in evaluation]) < 0.7
+    assert not any(q.truth.held_out for q in training)
+    assert 0.3 < np.mean([q.truth.held_out for q in evaluation]) < 0.7
     assert not set(NAME_CARRIERS) & set(NAME_HELD_OUT)
     assert not set(FUNCTION_CARRIERS) & set(FUNCTION_HELD_OUT)
 

@@ -1,34 +1,47 @@
 """The demo models' training, through the same classes that made the shipped weights, for a few steps."""
 
 import json
+import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from rsvp_backend.grid import draw_marks
 from rsvp_backend.reasoner.local import LocalReasoner
 from rsvp_backend.scenes import make_scene
+from rsvp_backend.scenes.language import position
 from rsvp_backend.training import losses, tiny_mllm
-from rsvp_backend.training.demo_reasoner import ReasonerRecipe, ReasonerTrainer, cell_targets
+from rsvp_backend.training.augment import mirrored, relit, tone_curves
+from rsvp_backend.training.demo_crops import HELD_OUT, Crop, CropPlanner, Mix, batch
+from rsvp_backend.training.demo_pictures import MARKS, MarkedPatches, PictureMix, cell_targets
+from rsvp_backend.training.demo_reasoner import ReasonerRecipe, ReasonerTrainer
+from rsvp_backend.training.demo_views import Cut, views
 from rsvp_backend.training.demo_vlsm import VlsmRecipe, VlsmTrainer
 from rsvp_backend.training.hints import clickable, sample_hint
 from rsvp_backend.training.loop import Schedule
-from rsvp_backend.types import Box, Prompt
+from rsvp_backend.training.streams import Stream
+from rsvp_backend.training.targets import decoder_target
+from rsvp_backend.types import Box, Prompt, Regions
+from rsvp_backend.vlsm.preprocess import beit3_pixels, sam_normalised, sam_pixels
 from rsvp_backend.vlsm.segmenter import VlsmSegmenter
 from rsvp_backend.vlsm.views import View
 
 
 @pytest.fixture(scope="module")
 def reasoner_trainer(tmp_path_factory):
-    recipe = ReasonerRecipe(minutes=1, pictures=2, questions=3, vision_only_steps=0)
+    recipe = ReasonerRecipe(minutes=1, pictures=2, mix=PictureMix(questions=3, cells=0.5), vision_only_steps=0)
     return ReasonerTrainer(recipe, tmp_path_factory.mktemp("reasoner"))
 
 
 @pytest.fixture(scope="module")
 def vlsm_trainer(tmp_path_factory):
-    return VlsmTrainer(VlsmRecipe(minutes=1, crops=2), tmp_path_factory.mktemp("vlsm"))
+    recipe = VlsmRecipe(minutes=1, crops=2, words_only_steps=0)
+    return VlsmTrainer(recipe, tmp_path_factory.mktemp("vlsm"))
 
 
 def fit(trainer, loss, steps):
@@ -46,7 +59,7 @@ def fit(trainer, loss, steps):
 
 
 def test_the_reasoners_loss_falls_on_two_pictures(reasoner_trainer):
-    pictures = [reasoner_trainer.picture() for _ in range(2)]
+    pictures = reasoner_trainer.samples(2)
     seen = fit(reasoner_trainer, lambda: reasoner_trainer.loss(pictures)[0], 12)
     assert seen[-1] < 0.8 * seen[0]
 
@@ -54,14 +67,13 @@ def test_the_reasoners_loss_falls_on_two_pictures(reasoner_trainer):
 def test_packed_turns_equal_turns_alone(reasoner_trainer):
     """A question packed behind others gets the same hidden states as one asked alone."""
     trainer = reasoner_trainer
-    picture = trainer.picture()
+    (picture,) = trainer.samples(1)
     with torch.no_grad():
         visual = trainer._visual([picture])
         together = trainer._hidden(visual, trainer._pack([picture]))
         packed = trainer._pack([picture])
-        for number, sequence in enumerate(picture.sequences):
-            alone_picture = type(picture)(picture.patches, picture.cells, [sequence])
-            alone = trainer._pack([alone_picture])
+        for number, asked in enumerate(picture.asked):
+            alone = trainer._pack([replace(picture, asked=[asked])])
             hidden = trainer._hidden(visual, alone)
             turn, other = packed.turns[number], alone.turns[0]
             torch.testing.assert_close(
@@ -86,18 +98,33 @@ def test_cell_targets_name_the_object_under_each_cell(reasoner_trainer):
 
 
 def test_answers_are_whole_json_in_one_spelling():
-    text = tiny_mllm.answer_text("red key", (3, 4, 5), (6,), "because.")
-    (proposal,) = json.loads(text)["proposals"]
+    key = tiny_mllm.Part("red key", Regions((3, 4, 5), (6,)), "because.")
+    mug = tiny_mllm.Part("blue mug", Regions(cells=(5, 14, 81)), "why.")
+    (proposal,) = json.loads(tiny_mllm.answer_text([key], "bands"))["proposals"]
     assert proposal == {
         "object": "red key", "present": True, "rows": [3, 5], "columns": [6, 6], "reasoning": "because.",
     }  # fmt: skip
-    (proposal,) = json.loads(tiny_mllm.answer_text("red key", (), (), "no key."))["proposals"]
-    assert proposal["present"] is False
-    assert proposal["rows"] == proposal["columns"] == []
+    both = json.loads(tiny_mllm.answer_text([mug, mug], "cells"))["proposals"]
+    assert both == 2 * [{"object": "blue mug", "present": True, "regions": [5, 14, 81], "reasoning": "why."}]
+    absent = tiny_mllm.Part("red key", Regions(), "no key.")
+    for kind, fields in (("bands", ("rows", "columns")), ("cells", ("regions",))):
+        (proposal,) = json.loads(tiny_mllm.answer_text([absent], kind))["proposals"]
+        assert proposal["present"] is False
+        assert all(proposal[field] == [] for field in fields)
+
+
+def test_each_region_is_one_token_and_every_answer_comes_back():
+    tokenizer = tiny_mllm.build_processor(["the red key", "because why"]).tokenizer
+    for cells in ((1,), (9, 10), (5, 14, 81), (1, 2, 3, 11, 12)):
+        text = tiny_mllm.answer_text([tiny_mllm.Part("red key", Regions(cells=cells), "why")], "cells")
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        own = set(tokenizer.convert_tokens_to_ids([*tiny_mllm.CELL, *tiny_mllm.LAST_CELL]))
+        assert sum(i in own for i in ids) == len(cells)
 
 
 def test_the_vlsms_loss_falls_on_two_crops_and_the_saved_folder_segments(vlsm_trainer):
-    crops = [vlsm_trainer.crop() for _ in range(2)]
+    crops = vlsm_trainer.samples(2)
     seen = fit(vlsm_trainer, lambda: vlsm_trainer.loss(crops)[0], 12)
     assert seen[-1] < 0.8 * seen[0]
     vlsm_trainer.save_model()
@@ -107,16 +134,89 @@ def test_the_vlsms_loss_falls_on_two_crops_and_the_saved_folder_segments(vlsm_tr
     assert found.logits.shape == (picture.height, picture.width)
 
 
-def test_a_vlsm_crop_holds_its_target(vlsm_trainer):
-    for _ in range(5):
-        crop = vlsm_trainer.crop()
-        assert crop.targets[0].sum() > 1
-        assert crop.targets[2].sum() == 0
-        assert crop.texts[0] != crop.texts[1] != crop.texts[2]
+def test_a_vlsm_crop_holds_its_target_and_nothing_that_is_held_out(vlsm_trainer):
+    crops = batch(vlsm_trainer.samples(8), vlsm_trainer.config, np.random.default_rng(0))
+    assert (crops.targets[:, 0].sum((1, 2)) > 1).all()
+    assert (crops.targets[:, 2] == 0).all()
+    for plan in crops.plans:
+        assert len(set(plan.texts)) == 3
+        assert not {word for text in plan.texts for word in text.split()} & set(HELD_OUT)
+
+
+def test_views_equal_what_users_images_go_through(vlsm_trainer):
+    """Grid sampling on the device against PIL's resizing: pictures, masks and padding."""
+    config = vlsm_trainer.config
+    size = config.sam.image_size
+    planned = CropPlanner(config, Mix(full=1.0, crowded=0.0, whole_views=0.5))(3)
+    image = Image.fromarray(planned.image.transpose(1, 2, 0))
+    for crop in Crop.all_of(planned, torch.device("cpu")):
+        frame, box = crop.plan.frame, crop.plan.crop
+        seen = views([Cut(crop.scene, frame, box)], config)
+        sam = sam_normalised(seen.sam, size).masked_fill(seen.padding[:, None], 0.0)[0]
+        assert (sam - sam_pixels(image.crop(frame.xyxy), size)).abs().mean() < 0.02
+        assert (
+            seen.beit3[0] / 127.5 - 1 - beit3_pixels(image.crop(box.xyxy), config.beit3.img_size)
+        ).abs().mean() < 0.02
+        target = crop.plan.wanted[0]
+        wanted, _ = decoder_target(planned.owner == target, View(frame, box, None), size, config.sam.grid_size)
+        found = seen.shares[0, target] * seen.inside[0]
+        assert (found - wanted).abs().mean() < 0.01
+
+
+def test_marked_patches_equal_the_processors(reasoner_trainer):
+    trainer = reasoner_trainer
+    patches = MarkedPatches(trainer.processor, torch.device("cpu"))
+    same_light = types.SimpleNamespace(uniform=lambda low, high, size: np.ones(size), random=np.ones)
+    pictures = trainer.samples(4)
+    found = patches(pictures, same_light).view(4, -1, 768)
+    assert {picture.marks for picture in pictures} == {"bands", "cells"}
+    for picture, own in zip(pictures, found, strict=True):
+        image = Image.fromarray(picture.image.numpy().transpose(1, 2, 0))
+        marked = draw_marks(image, MARKS[picture.marks])
+        wanted = trainer.processor.image_processor(marked, return_tensors="pt")["pixel_values"]
+        assert (own - wanted).abs().max() < 0.03
+
+
+def test_light_changes_some_of_the_pictures_and_keeps_their_range():
+    pixels = torch.full((200, 3, 2, 2), 200.0)
+    lit = relit(pixels, tone_curves(np.random.default_rng(0), 200))
+    same = (lit == pixels).flatten(1).all(1)
+    assert 100 < same.sum() < 160
+    assert lit.min() > 20
+    assert lit.max() <= 255
+
+
+def test_a_mirrored_scene_is_asked_about_as_it_looks():
+    scene = make_scene(4, "easy", 200)
+    other = mirrored(scene)
+    assert (np.asarray(other.image)[:, ::-1] == np.asarray(scene.image)).all()
+    assert not other.questions
+    for item, twin, mask, flipped in zip(scene.layout.items, other.layout.items, scene.masks, other.masks, strict=True):
+        assert (mask[:, ::-1] == flipped).all()
+        before, after = position(scene.layout, item).split(), position(other.layout, twin).split()
+        swap = {"left": "right", "right": "left"}
+        assert [swap.get(word, word) for word in before] == after
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_mix_and_do_not_depend_on_the_processes_that_draw(workers):
+    stream = Stream(_seed_and_square, list, 10, workers=workers, kept=6)
+    try:
+        taken = stream.take(np.random.default_rng(0), 10)
+        assert stream.next_seed >= 15
+    finally:
+        stream.close()
+    assert taken == Stream(_seed_and_square, list, 10, kept=6).take(np.random.default_rng(0), 10)
+    assert taken != sorted(taken)
+    assert len(set(taken)) == 10
+
+
+def _seed_and_square(seed):
+    return (seed, seed * seed)
 
 
 def test_training_resumes_where_it_stopped(tmp_path):
-    recipe = ReasonerRecipe(minutes=0.002, pictures=1, questions=2)
+    recipe = ReasonerRecipe(minutes=0.002, pictures=1, mix=PictureMix(questions=2))
     first = ReasonerTrainer(recipe, tmp_path)
     first.run()
     assert first.step >= 1

@@ -36,7 +36,7 @@ def _question(rsvp: RSVP, settings: Settings) -> Finding:
     scene = make_scene(EVALUATION_SEEDS_FROM + 1, "easy")
     asked = next(question for question in scene.questions if question.kind == "function")
     outcome = rsvp(scene.image, asked.instruction, deadline=Deadline.after(settings.predict_timeout_s))
-    question = f"question {asked.instruction!r} ({asked.object} is right)"
+    question = f"question {asked.instruction!r} ({asked.objects[0]} is right)"
     if outcome.reason in _NO_ANSWER:
         return problem(f"{question}: {outcome.reason}: {outcome.detail}; {_took(rsvp, outcome)}")
     answers = "; ".join(f"{p.object if p.present else 'nothing'} ({p.reasoning})" for p in outcome.trace.proposals)

@@ -45,7 +45,7 @@ def scene_set(level: LevelName, seeds: Iterable[int]) -> EvaluationSet:
 def _sample(source: SceneSource, question: Question) -> Sample:
     return Sample(
         f"{source.level}:{source.seed}:{source.number}", f"{source.seed}", source, question.instruction, source,
-        object=question.object if question.present else None, groups={"kind": question.kind},
+        object=question.objects[0] if question.present else None, groups={"kind": question.kind},
     )  # fmt: skip
 
 

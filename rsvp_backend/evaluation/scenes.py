@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rsvp_backend.evaluation.metrics import Overlap, bootstrap_interval, ciou, giou
-from rsvp_backend.grid import mask_regions, regions_box
+from rsvp_backend.evaluation.metrics import Overlap, bootstrap_interval, ciou, ratio_interval
+from rsvp_backend.evaluation.stages import true_crop
 from rsvp_backend.pipeline import RSVP
 from rsvp_backend.scenes import LevelName, Question, Scene, make_scene
 from rsvp_backend.scenes.language import KINDS
@@ -27,7 +27,8 @@ QUESTIONS_PER_KIND = 1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Scores of one instruction. Stage-2 IoUs and ``crop_recall`` are None for absent objects."""
+    """Scores of one instruction. Stage-2 IoUs, each the mean over the objects meant, and ``crop_recall`` are None for
+    absent objects; ``wrong_text_iou`` also where the scene holds no other object."""
 
     kind: str
     held_out: bool
@@ -64,13 +65,13 @@ def score(rsvp: RSVP, scene: Scene, question: Question) -> Sample:
     outcome = rsvp(scene.image, question.instruction)
     seconds = time.perf_counter() - started
     crop_recall, crop_iou = _crop_scores(outcome, question) if question.present else (None, None)
-    right, wrong = _stage2(rsvp, scene, question) if question.target is not None else (None, None)
+    right, wrong = _stage2(rsvp, scene, question) if question.present else (None, None)
     said = [proposal.object for proposal in outcome.trace.proposals if proposal.present]
     ious = [Overlap.of(mask, question.mask).iou for mask in scene.masks]
     return Sample(
-        question.kind, question.held_out, Overlap.of(outcome.union(*scene.image.size), question.mask),
+        question.kind, question.truth.held_out, Overlap.of(outcome.union(*scene.image.size), question.mask),
         random_iou=float(np.mean(ious)), valid=outcome.reason != EmptyReason.INVALID_ANSWER,
-        object_exact=said == [question.object], absent_said=outcome.reason == EmptyReason.ABSENT,
+        object_exact=sorted(said) == sorted(question.objects), absent_said=outcome.reason == EmptyReason.ABSENT,
         crop_recall=crop_recall, crop_iou=crop_iou, true_crop_iou=right, wrong_text_iou=wrong, seconds=seconds,
         zooms=sum(bool(step.raw_texts) for step in outcome.trace.zooms),
     )  # fmt: skip
@@ -79,8 +80,7 @@ def score(rsvp: RSVP, scene: Scene, question: Question) -> Sample:
 def summarise(samples: list[Sample], headline: tuple[str, ...]) -> dict[str, Any]:
     """Headline figures over the kinds in ``headline``, then the same by kind and by held-out wording."""
     main = [sample for sample in samples if sample.kind in headline]
-    low, high = bootstrap_interval([sample.overlap.iou for sample in main])
-    rounded = _figures(main) | {"giou_ci95": [round(low, 4), round(high, 4)], "kinds": list(headline)}
+    rounded = _figures(main) | {"kinds": list(headline)}
     groups = {kind: [s for s in samples if s.kind == kind] for kind in KINDS}
     rounded["by_kind"] = {kind: _figures(group) for kind, group in groups.items() if group}
     rounded["by_wording"] = {
@@ -91,29 +91,32 @@ def summarise(samples: list[Sample], headline: tuple[str, ...]) -> dict[str, Any
 
 
 def _figures(samples: list[Sample]) -> dict[str, Any]:
+    """Each figure, and under ``ci95`` its 95 % bootstrap interval over instructions."""
     present = [s for s in samples if s.kind != "absent"]
     absent = [s for s in samples if s.kind == "absent"]
     overlaps = [s.overlap for s in samples]
-    values = {
-        "giou": giou(overlaps), "ciou": ciou(overlaps),
-        "random_object_giou": _mean(s.random_iou for s in samples),
-        "stage2_iou_true_crop": _mean(s.true_crop_iou for s in present),
-        "stage2_iou_wrong_text": _mean(s.wrong_text_iou for s in present),
-        "object_exact": _mean(s.object_exact for s in present),
-        "crop_recall": _mean(s.crop_recall for s in present),
-        "crop_iou": _mean(s.crop_iou for s in present),
-        "absent_recall": _mean(s.absent_said for s in absent),
-        "absent_false_alarm": _mean(s.absent_said for s in present),
-        "schema_valid": _mean(s.valid for s in samples),
-        "seconds_per_image": _mean(s.seconds for s in samples),
-        "zooms_per_image": _mean(s.zooms for s in samples),
-    }  # fmt: skip
-    return {"n": len(samples), **{k: None if v is None else round(float(v), 4) for k, v in values.items()}}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    measured: dict[str, list[float | None]] = {
+        "giou": [one.iou for one in overlaps],
+        "random_object_giou": [s.random_iou for s in samples],
+        "stage2_iou_true_crop": [s.true_crop_iou for s in present],
+        "stage2_iou_wrong_text": [s.wrong_text_iou for s in present],
+        "object_exact": [s.object_exact for s in present],
+        "crop_recall": [s.crop_recall for s in present],
+        "crop_iou": [s.crop_iou for s in present],
+        "absent_recall": [s.absent_said for s in absent],
+        "absent_false_alarm": [s.absent_said for s in present],
+        "schema_valid": [s.valid for s in samples],
+        "seconds_per_image": [s.seconds for s in samples],
+        "zooms_per_image": [s.zooms for s in samples],
+    }
+    known = {key: [float(value) for value in values if value is not None] for key, values in measured.items()}
+    figures = {key: round(float(np.mean(values)), 4) if values else None for key, values in known.items()}
+    intervals = {key: bootstrap_interval(values) for key, values in known.items() if values}
+    if overlaps:
+        figures["ciou"] = round(ciou(overlaps), 4)
+        intervals["ciou"] = ratio_interval([o.intersection_px for o in overlaps], [o.union_px for o in overlaps])
+    rounded = {key: [round(low, 4), round(high, 4)] for key, (low, high) in intervals.items()}
+    return {"n": len(samples), **figures, "ci95": rounded}
 
 
 def _crop_scores(outcome: Outcome, question: Question) -> tuple[float, float]:
@@ -132,16 +135,18 @@ def _true_crop_mask(question: Question) -> BoolMask:
     return box
 
 
-def _stage2(rsvp: RSVP, scene: Scene, question: Question) -> tuple[float, float]:
-    """The segmenter alone on the target's true crop: IoU with the true text, and with another object's name."""
-    width, height = scene.image.size
-    marks = rsvp.config.marks
-    box = regions_box(mask_regions(question.mask, marks), marks, width, height)
-    assert box is not None  # a visible target touches some region
-    box = box.padded(rsvp.config.padding, width, height)
-    others = [item.phrase for index, item in enumerate(scene.layout.items) if index != question.target]
-    truth = question.mask[box.top : box.bottom, box.left : box.right]
-    prompts = [Prompt(box, text) for text in (question.object, others[scene.seed % len(others)])]
-    found = rsvp.segmenter.segment([scene.image] * 2, prompts)
-    right, wrong = (Overlap.of(segmentation.logits > 0, truth).iou for segmentation in found)
-    return right, wrong
+def _stage2(rsvp: RSVP, scene: Scene, question: Question) -> tuple[float, float | None]:
+    """The segmenter alone on each target's true crop: IoU with the true text, and with the name of another object."""
+    others = [item.phrase for index, item in enumerate(scene.layout.items) if index not in question.truth.targets]
+    right, wrong = [], []
+    for target, text in zip(question.truth.targets, question.objects, strict=True):
+        mask = scene.masks[target]
+        box = true_crop(rsvp, mask)
+        assert box is not None  # a visible target touches some region
+        texts = [text, *others[scene.seed % len(others) :][:1]] if others else [text]
+        found = rsvp.segmenter.segment([scene.image] * len(texts), [Prompt(box, one) for one in texts])
+        truth = mask[box.top : box.bottom, box.left : box.right]
+        ious = [Overlap.of(segmentation.logits > 0, truth).iou for segmentation in found]
+        right.append(ious[0])
+        wrong += ious[1:]
+    return float(np.mean(right)), float(np.mean(wrong)) if wrong else None

@@ -65,7 +65,7 @@ class OracleReasoner:
                 f"{visual_prompt.width} x {visual_prompt.height}: leave zoom off"
             )
         named = _named(mask_regions(self.known.mask, marks))
-        rng = np.random.default_rng([self.seed, self.repeat, zlib.crc32(f"{self.known.id} {marks}".encode())])
+        rng = np.random.default_rng([self.seed, self.repeat, zlib.crc32(f"{self.known.id} {marks!r}".encode())])
         if named and rng.random() < self.noise:
             named = _one_off(named, marks, rng)
         present = bool(named)

@@ -13,9 +13,8 @@ _ZOOMS = {"off": "off", "auto": "auto: small targets", "always": "always"}
 _IMAGES = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff,image/avif"
 
 
-def render(settings: Settings, fixed: Marks | None) -> str:
-    """``fixed``: the only marks that the reasoner reads, where it is so."""
-    marks = fixed or Marks(settings.marks_kind, settings.marks_rows, settings.marks_columns)
+def render(settings: Settings, marks: Marks, fixed: tuple[Marks, ...]) -> str:
+    """``marks``: those asked with at first; ``fixed``: the only ones that the reasoner reads, where it is so."""
     main = (
         f'<div class="play"><section class="card" aria-label="Image">{_IMAGE}</section><div class="side">'
         f'<form class="card" id="ask" aria-label="Instruction">{_INSTRUCTION}{_changes(settings, marks, fixed)}</form>'
@@ -24,12 +23,14 @@ def render(settings: Settings, fixed: Marks | None) -> str:
     return layout.page("Playground", "Playground", main, here="play", script="play.js")
 
 
-def _changes(settings: Settings, marks: Marks, fixed: Marks | None) -> str:
+def _changes(settings: Settings, marks: Marks, fixed: tuple[Marks, ...]) -> str:
     closed = " disabled" if fixed else ""
-    why = f'<p class="dim small" id="why">This reasoner reads {_spoken(fixed)} only.</p>' if fixed else ""
+    only = " and ".join(map(str, fixed))
+    why = f'<p class="dim small" id="why">This reasoner reads {only} only.</p>' if fixed else ""
+    kinds = {kind: text for kind, text in _KINDS.items() if not fixed or kind in {one.kind for one in fixed}}
     return (
         '<details><summary>Marks, padding, zoom</summary><div class="fields row">'
-        f"<label>Marks{_select('kind', _KINDS, marks.kind, closed)}</label>"
+        f"<label>Marks{_select('kind', kinds, marks.kind, ' disabled' if len(kinds) < 2 else '')}</label>"
         f'<label>Rows<input name="rows" type="number" min="1" max="50" value="{marks.rows}" required{closed}></label>'
         f'<label>Columns<input name="columns" type="number" min="1" max="50" value="{marks.columns}" required{closed}>'
         f'</label><label>Padding<input name="padding" type="number" min="0" max="2" step="0.05" required '
@@ -44,10 +45,6 @@ def _select(name: str, options: dict[str, str], chosen: str, closed: str) -> str
         for value, text in options.items()
     )
     return f'<select name="{name}"{closed}>{rows}</select>'
-
-
-def _spoken(marks: Marks) -> str:
-    return f"{marks.rows} x {marks.columns} {marks.kind}"
 
 
 _IMAGE = f"""

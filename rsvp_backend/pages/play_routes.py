@@ -67,7 +67,7 @@ def play_routes(settings: Settings, engine: Engine, crew: Crew) -> APIRouter:
 
     @router.get("")
     async def page() -> Response:
-        return layout.reply(play_page.render(settings, fixed))
+        return layout.reply(play_page.render(settings, _usual(settings, fixed), fixed))
 
     @router.post("/images", dependencies=[Depends(refuse_forms)])
     async def bring(request: Request) -> Response:
@@ -129,13 +129,19 @@ def _named(kept: tuple[str, tuple[int, int]]) -> JSON:
     return {"image": kept[0], "size": list(kept[1])}
 
 
-def _asked(body: RunBody, settings: Settings, fixed: Marks | None) -> PlayAsked:
+def _usual(settings: Settings, fixed: tuple[Marks, ...]) -> Marks:
+    """The settings' marks, or where the reasoner cannot read them, its usual ones."""
+    marks = Marks(settings.marks_kind, settings.marks_rows, settings.marks_columns)
+    return fixed[0] if fixed and marks not in fixed else marks
+
+
+def _asked(body: RunBody, settings: Settings, fixed: tuple[Marks, ...]) -> PlayAsked:
     """Raises 422 for what cannot be asked."""
-    marks = fixed or Marks(settings.marks_kind, settings.marks_rows, settings.marks_columns)
+    marks = _usual(settings, fixed)
     if body.marks is not None:
         marks = Marks(body.marks.kind, body.marks.rows, body.marks.columns)
-    if fixed not in (None, marks):
-        raise HTTPException(422, f"this reasoner reads {fixed} only")
+    if fixed and marks not in fixed:
+        raise HTTPException(422, f"this reasoner reads {' and '.join(map(str, fixed))} only")
     instruction = cleaned(body.instruction.strip())
     if not instruction and not body.clicks:
         raise HTTPException(422, "type an instruction, or click on what you want")

@@ -14,7 +14,7 @@ from rsvp_backend.errors import AnswerError, DeadlineError, ReasonerError
 from rsvp_backend.reasoner.parsing import parse, without_thinking
 from rsvp_backend.reasoner.prompts import Prompt
 from rsvp_backend.reasoner.schema import answer_schema
-from rsvp_backend.types import Answer, Deadline, Marks, Proposal, Query
+from rsvp_backend.types import MARKS_KINDS, Answer, Deadline, Marks, Proposal, Query
 
 log = logging.getLogger(__name__)
 MAX_QUOTED_CHARS = 4_000
@@ -32,17 +32,17 @@ class Message:
 class MllmReasoner(ABC):
     """A `Reasoner` on top of any model that continues a conversation; implementations add `complete`.
 
-    ``prompt``: the name of the prompt that the model was trained on, which it keeps; None for ``rsvp_<kind of the
-    marks>``, from the folder ``prompts`` as far as that has them.
+    ``prompt``: the family of prompts that the model was trained on, which it keeps; None for the family ``rsvp``, from
+    the folder ``prompts`` as far as that has them. A family has a prompt for each kind of marks: ``rsvp_bands``.
     """
 
     def __init__(
         self, prompt: str | None = None, canvas_px: tuple[int, int] | None = None, prompts: Path | None = None
     ) -> None:
-        names = (prompt,) if prompt else ("rsvp_bands", "rsvp_cells")
         if prompt and prompts:
             log.warning("the prompts in %s are not used: the model was trained on its own, %r", prompts, prompt)
-        self._prompts = {name: Prompt.load(name, None if prompt else prompts) for name in names}
+        family, folder = prompt or "rsvp", None if prompt else prompts
+        self._prompts = {kind: Prompt.load(f"{family}_{kind}", folder) for kind in MARKS_KINDS}
         self._canvas_px = canvas_px
 
     @property
@@ -107,6 +107,4 @@ class MllmReasoner(ABC):
             raise AnswerError(message, (first, second)) from None
 
     def _prompt(self, marks: Marks) -> Prompt:
-        if len(self._prompts) == 1:
-            return next(iter(self._prompts.values()))
-        return self._prompts[f"rsvp_{marks.kind}"]
+        return self._prompts[marks.kind]

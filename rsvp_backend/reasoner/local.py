@@ -103,8 +103,9 @@ class LocalReasoner(MllmReasoner):
 
     def propose(self, visual_prompt: Image.Image, query: Query, marks: Marks, deadline: Deadline | None) -> Answer:
         """See `Reasoner.propose`. Raises `ReasonerError` for marks that the model was not trained on."""
-        if self._marks is not None and marks != self._marks:
-            raise ReasonerError(f"{self.name} was trained on {self._marks} and cannot read {marks}: set these marks")
+        if self._marks and marks not in self._marks:
+            known = " and ".join(map(str, self._marks))
+            raise ReasonerError(f"{self.name} was trained on {known} and cannot read {marks}: set marks that it reads")
         return super().propose(visual_prompt, query, marks, deadline)
 
     def propose_many(

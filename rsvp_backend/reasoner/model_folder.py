@@ -17,12 +17,16 @@ _DIGESTED = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What ``rsvp.json`` says; every part is optional. ``canvas_px``: (width, height) that the model was trained on."""
+    """What ``rsvp.json`` says; every part is optional.
+
+    ``prompt``: the family of prompts that the model was trained on; ``canvas_px``: the (width, height) of its pictures;
+    ``marks``: the only ones that it reads, the usual ones first; none where it reads any.
+    """
 
     name: str | None = None
     prompt: str | None = None
     canvas_px: tuple[int, int] | None = None
-    marks: Marks | None = None
+    marks: tuple[Marks, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Marker:
@@ -34,8 +38,8 @@ class Marker:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict) or not values.keys() <= {"name", "prompt", "canvas_px", "marks"}:
                 raise ValueError("an object with name, prompt, canvas_px and marks is expected")
-            marks = None if values.get("marks") is None else Marks(**values["marks"])
-            return cls(values.get("name"), values.get("prompt"), _canvas(values.get("canvas_px")), marks)
+            canvas_px, marks = _canvas(values.get("canvas_px")), _marks(values.get("marks"))
+            return cls(values.get("name"), values.get("prompt"), canvas_px, marks)
         except (ValueError, TypeError) as error:
             raise WeightsError(f"{path} makes no sense: {error}") from error
 
@@ -48,6 +52,13 @@ def folder_digest(folder: Path) -> str:
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _marks(value: Any) -> tuple[Marks, ...]:
+    """Of one object or of a list of them."""
+    if value is None:
+        return ()
+    return tuple(Marks(**one) for one in (value if isinstance(value, list) else [value]))
 
 
 def _canvas(value: Any) -> tuple[int, int] | None:

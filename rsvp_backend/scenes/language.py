@@ -1,7 +1,8 @@
 """Instructions on a scene with their true answers and reasoning sentences.
 
-Four kinds: ``name`` (with or without colour), ``relation`` (and superlatives), ``function``, and ``absent``. Each has
-carriers for training and paraphrases held out from it (made of words that training has seen elsewhere).
+Five kinds: ``name`` (with or without colour), ``relation`` (and superlatives), ``function``, ``absent``, and
+``several`` (two objects, or all of a class). Each has carriers for training and paraphrases held out from it (made of
+words that training has seen elsewhere).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from rsvp_backend.scenes.layout import Item, Layout, Level
 
-Kind = Literal["name", "relation", "function", "absent"]
-KINDS: tuple[Kind, ...] = ("name", "relation", "function", "absent")
+Kind = Literal["name", "relation", "function", "absent", "several"]
+KINDS: tuple[Kind, ...] = ("name", "relation", "function", "absent", "several")
+PLAIN_KINDS = KINDS[:4]
 
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "key": ("open the door", "unlock the door", "start the car"),
@@ -44,6 +46,8 @@ NAME_CARRIERS = (
     "I need the {x}",
 )  # fmt: skip
 NAME_HELD_OUT = ("please show me the {x}", "please find the {x}")
+EVERY_CARRIERS = ("every {x}", "find every {x}", "segment every {x}", "show me every {x}", "I need every {x}")
+EVERY_HELD_OUT = ("please mark every {x}", "please find every {x}")
 FUNCTION_CARRIERS = (
     "what would you use to {x}?", "the thing you would use to {x}", "I want to {x}", "something to {x}",
     "which object helps to {x}?", "find something to {x}", "what do I need to {x}?",
@@ -57,15 +61,27 @@ SUPERLATIVES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """An instruction with its true answer; ``target`` indexes the layout's items, None where the object is absent."""
+class Referent:
+    """What an instruction means: ``target`` indexes the layout's items, None where the object is absent."""
 
-    kind: Kind
-    instruction: str
     object: str
     target: int | None
     reasoning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """An instruction with its true answer, in the answer's order: one referent, or several under ``several``."""
+
+    kind: Kind
+    instruction: str
+    referents: tuple[Referent, ...]
     held_out: bool
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Those of the referents that are in the scene."""
+        return tuple(one.target for one in self.referents if one.target is not None)
 
 
 def a(name: str) -> str:
@@ -88,7 +104,7 @@ def draw_truth(
     rng: np.random.Generator, layout: Layout, level: Level, kind: Kind, held_out: bool = False
 ) -> Truth | None:
     """One instruction of ``kind``, or None where the scene admits none without ambiguity."""
-    makers = {"name": _name, "relation": _relation, "function": _function, "absent": _absent}
+    makers = {"name": _name, "relation": _relation, "function": _function, "absent": _absent, "several": _several}
     return makers[kind](rng, layout, level, held_out)
 
 
@@ -105,6 +121,9 @@ def corpus(level: Level) -> Iterator[str]:
     for word, phrases in SUPERLATIVES.items():
         yield from (f"the {phrase} object; it is the {word} object, at the lower right." for phrase in phrases)
     yield "the object nearest to the red key; the object left of, right of, above, below it, in the middle."
+    for carrier in (*EVERY_CARRIERS, *EVERY_HELD_OUT):
+        yield from (carrier.format(x=name) for name in level.classes)
+    yield "the red key and the green key; the red key at the upper left is a key."
     yield "there is no red key in the picture. nothing in the picture is used to open the door."
 
 
@@ -119,8 +138,33 @@ def _name(rng: np.random.Generator, layout: Layout, level: Level, held_out: bool
     unique = sum(other.name == item.name for other in layout.items) == 1
     said = item.name if unique and rng.random() < 0.35 else item.phrase
     carrier = _pick(rng, NAME_CARRIERS, NAME_HELD_OUT, held_out)
-    reasoning = f"the {item.phrase} is at the {position(layout, item)}."
-    return Truth("name", carrier.format(x=said), item.phrase, target, reasoning, held_out)
+    return Truth("name", carrier.format(x=said), (_named(layout, target),), held_out)
+
+
+def _named(layout: Layout, target: int) -> Referent:
+    item = layout.items[target]
+    return Referent(item.phrase, target, f"the {item.phrase} is at the {position(layout, item)}.")
+
+
+def _several(rng: np.random.Generator, layout: Layout, level: Level, held_out: bool) -> Truth:
+    """Every object of a class that the scene holds more than once, from left to right; or two by their names."""
+    names = [item.name for item in layout.items]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated and rng.random() < 0.6:
+        name = repeated[int(rng.integers(len(repeated)))]
+        carrier = _pick(rng, EVERY_CARRIERS, EVERY_HELD_OUT, held_out)
+        targets = sorted((i for i, own in enumerate(names) if own == name), key=lambda i: layout.items[i].cx)
+        referents = tuple(_one_of(layout, target) for target in targets)
+        return Truth("several", carrier.format(x=name), referents, held_out)
+    first, second = (int(i) for i in rng.permutation(len(names))[:2])
+    carrier = _pick(rng, NAME_CARRIERS, NAME_HELD_OUT, held_out)
+    said = f"{layout.items[first].phrase} and the {layout.items[second].phrase}"
+    return Truth("several", carrier.format(x=said), (_named(layout, first), _named(layout, second)), held_out)
+
+
+def _one_of(layout: Layout, target: int) -> Referent:
+    item = layout.items[target]
+    return Referent(item.phrase, target, f"the {item.phrase} at the {position(layout, item)} is {a(item.name)}.")
 
 
 def _function(rng: np.random.Generator, layout: Layout, level: Level, held_out: bool) -> Truth | None:
@@ -133,7 +177,7 @@ def _function(rng: np.random.Generator, layout: Layout, level: Level, held_out: 
     verb = FUNCTIONS[item.name][int(rng.integers(len(FUNCTIONS[item.name])))]
     carrier = _pick(rng, FUNCTION_CARRIERS, FUNCTION_HELD_OUT, held_out)
     reasoning = f"you use {a(item.name)} to {verb}; the {item.phrase} is at the {position(layout, item)}."
-    return Truth("function", carrier.format(x=verb), item.phrase, target, reasoning, held_out)
+    return Truth("function", carrier.format(x=verb), (Referent(item.phrase, target, reasoning),), held_out)
 
 
 def _absent(rng: np.random.Generator, layout: Layout, level: Level, held_out: bool) -> Truth | None:
@@ -143,7 +187,7 @@ def _absent(rng: np.random.Generator, layout: Layout, level: Level, held_out: bo
         name = missing[int(rng.integers(len(missing)))]
         verb = FUNCTIONS[name][int(rng.integers(len(FUNCTIONS[name])))]
         carrier = _pick(rng, FUNCTION_CARRIERS, FUNCTION_HELD_OUT, held_out)
-        return Truth("absent", carrier.format(x=verb), name, None, f"there is no {name} in the picture.", held_out)
+        return Truth("absent", carrier.format(x=verb), (_missing(name),), held_out)
     pairs = {(item.name, item.colour) for item in layout.items}
     while True:
         name, colour = str(rng.choice(level.classes)), str(rng.choice(level.colours))
@@ -153,7 +197,11 @@ def _absent(rng: np.random.Generator, layout: Layout, level: Level, held_out: bo
             break
     carrier = _pick(rng, NAME_CARRIERS, NAME_HELD_OUT, held_out)
     phrase = f"{colour} {name}"
-    return Truth("absent", carrier.format(x=phrase), phrase, None, f"there is no {phrase} in the picture.", held_out)
+    return Truth("absent", carrier.format(x=phrase), (_missing(phrase),), held_out)
+
+
+def _missing(phrase: str) -> Referent:
+    return Referent(phrase, None, f"there is no {phrase} in the picture.")
 
 
 def _relation(rng: np.random.Generator, layout: Layout, level: Level, held_out: bool) -> Truth | None:
@@ -179,7 +227,7 @@ def _superlative(rng: np.random.Generator, layout: Layout, held_out: bool) -> Tr
     carrier = _pick(rng, NAME_CARRIERS, NAME_HELD_OUT, held_out)
     said = f"{phrase} object" if not phrase.startswith("farthest") else f"object {phrase}"
     reasoning = f"the {word} object is the {item.phrase}, at the {position(layout, item)}."
-    return Truth("relation", carrier.format(x=said), item.phrase, int(order[0]), reasoning, held_out)
+    return Truth("relation", carrier.format(x=said), (Referent(item.phrase, int(order[0]), reasoning),), held_out)
 
 
 def _nearest(rng: np.random.Generator, layout: Layout, held_out: bool) -> Truth | None:
@@ -196,4 +244,4 @@ def _nearest(rng: np.random.Generator, layout: Layout, held_out: bool) -> Truth 
     carrier = _pick(rng, NAME_CARRIERS, NAME_HELD_OUT, held_out)
     reasoning = f"nearest to the {anchor.phrase} is the {item.phrase}, at the {position(layout, item)}."
     instruction = carrier.format(x=f"object nearest to the {anchor.phrase}")
-    return Truth("relation", instruction, item.phrase, distances[0][1], reasoning, held_out)
+    return Truth("relation", instruction, (Referent(item.phrase, distances[0][1], reasoning),), held_out)

@@ -24,7 +24,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """The ranges that a scene is drawn from. ``size``: share of the image's shorter side."""
+    """The ranges that a scene is drawn from. ``size``: share of the image's shorter side; ``several``: whether
+    questions ask for several objects at once, too."""
 
     classes: tuple[str, ...]
     colours: tuple[str, ...]
@@ -36,6 +37,7 @@ class Level:
     photos: bool
     clutter: int
     sizes_px: tuple[tuple[int, int], ...]
+    several: bool = False
 
 
 LEVELS: dict[LevelName, Level] = {
@@ -46,7 +48,7 @@ LEVELS: dict[LevelName, Level] = {
         tuple(DRAWINGS)[:8], tuple(COLOURS)[:6], (6, 10), (0.18, 0.34), 15.0, 1.0, False, False, 0, SIZES_PX
     ),
     "full": Level(
-        tuple(DRAWINGS), tuple(COLOURS), (3, 7), (0.15, 0.42), 40.0, 0.5, True, True, 6, SIZES_FULL_PX
+        tuple(DRAWINGS), tuple(COLOURS), (3, 7), (0.15, 0.42), 40.0, 0.5, True, True, 6, SIZES_FULL_PX, several=True
     ),
     "small": Level(  # easy's drawings, smaller than a cell of the default marks: what zoom is for
         tuple(DRAWINGS)[:8], tuple(COLOURS)[:6], (2, 4), (0.04, 0.10), 15.0, 1.0, False, False, 0, SIZES_PX

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from rsvp_backend.scenes.language import KINDS, Kind, draw_truth
+from rsvp_backend.scenes.language import KINDS, PLAIN_KINDS, Kind, Truth, draw_truth
 from rsvp_backend.scenes.layout import LEVELS, Layout, LevelName, draw_layout
 from rsvp_backend.scenes.render import render
 from rsvp_backend.types import BoolMask
@@ -17,19 +18,35 @@ EVALUATION_SEEDS_FROM = 10_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """An instruction with its truth. ``mask``: bool ``(height, width)`` of the image, all False if absent."""
+    """A truth on its scene. ``mask``: of all its targets, bool ``(height, width)`` of the image; all False for none."""
 
-    kind: Kind
-    instruction: str
-    object: str
+    truth: Truth
     mask: BoolMask
-    reasoning: str
-    target: int | None
-    held_out: bool
+
+    @classmethod
+    def of(cls, truth: Truth, masks: Sequence[BoolMask]) -> Question:
+        """``truth`` on the scene of ``masks``."""
+        mask = np.zeros_like(masks[0])
+        for target in truth.targets:
+            mask |= masks[target]
+        return cls(truth, mask)
+
+    @property
+    def kind(self) -> Kind:
+        return self.truth.kind
+
+    @property
+    def instruction(self) -> str:
+        return self.truth.instruction
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The phrases of all that is meant, in the answer's order."""
+        return tuple(one.object for one in self.truth.referents)
 
     @property
     def present(self) -> bool:
-        return self.target is not None
+        return bool(self.truth.targets)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,13 +61,18 @@ class Scene:
 
 
 def make_scene(
-    seed: int, level: LevelName = "easy", longest_px: int | None = None, questions_per_kind: int = 1
+    seed: int,
+    level: LevelName = "easy",
+    longest_px: int | None = None,
+    questions_per_kind: int = 1,
+    without: Collection[str] = (),
 ) -> Scene:
-    """Draw scene ``seed``. ``longest_px`` renders the same scene at another size.
+    """Draw scene ``seed``. ``longest_px`` renders the same scene at another size; ``without``: classes to leave out.
 
     Evaluation seeds (10,000,000 and up) ask half their questions in paraphrases held out from training.
     """
     spec = LEVELS[level]
+    spec = replace(spec, classes=tuple(name for name in spec.classes if name not in without))
     for attempt in range(50):
         rng = np.random.default_rng([seed, attempt, list(LEVELS).index(level)])
         layout = draw_layout(rng, spec)
@@ -79,14 +101,11 @@ def _ask(
     rng: np.random.Generator, seed: int, layout: Layout, level: LevelName, masks: list[BoolMask], per_kind: int
 ) -> tuple[Question, ...]:
     questions = []
-    for kind in KINDS:
+    for kind in KINDS if LEVELS[level].several else PLAIN_KINDS:
         for _ in range(per_kind):
             held_out = seed >= EVALUATION_SEEDS_FROM and bool(rng.random() < 0.5)
             truth = draw_truth(rng, layout, LEVELS[level], kind, held_out)
             if truth is None:
                 continue
-            mask = np.zeros_like(masks[0]) if truth.target is None else masks[truth.target]
-            questions.append(
-                Question(truth.kind, truth.instruction, truth.object, mask, truth.reasoning, truth.target, held_out)
-            )
+            questions.append(Question.of(truth, masks))
     return tuple(questions)

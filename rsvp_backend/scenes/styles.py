@@ -6,7 +6,7 @@ They are there to be learned (``rsvp-backend distill --scenes``), with other see
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -49,15 +49,14 @@ def styled_questions(scene: Scene, style: str, level: LevelName = "easy") -> tup
         truth = draw_truth(rng, scene.layout, LEVELS[level], kind)
         if truth is None:
             continue
-        mask = np.zeros_like(scene.masks[0]) if truth.target is None else scene.masks[truth.target]
-        said = _said(rng, truth, STYLES[style])
-        found.append(Question(kind, said, truth.object, mask, truth.reasoning, truth.target, held_out=True))
+        styled = replace(truth, instruction=_said(rng, truth, STYLES[style]), held_out=True)
+        found.append(Question.of(styled, scene.masks))
     return tuple(found)
 
 
 def _said(rng: np.random.Generator, truth: Truth, style: Style) -> str:
     """``truth``'s instruction in the words of ``style``."""
-    *colours, noun = truth.object.split()
+    *colours, noun = truth.referents[0].object.split()
     verb = next((verb for verb in FUNCTIONS[noun] if verb in truth.instruction), None)
     if verb is None:
         return str(rng.choice(style.names)).format(noun=noun, colour=colours[0])

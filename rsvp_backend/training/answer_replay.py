@@ -77,7 +77,8 @@ def _examples(
 
 def _example(seed: int, question: Question, marks: Marks, style: str) -> Example:
     regions = mask_regions(question.mask, marks) if question.present else Regions()
-    proposal = Proposal(question.object, question.present, regions, question.reasoning)
+    (meant,) = question.truth.referents  # `STYLED_KINDS` mean one object each
+    proposal = Proposal(meant.object, question.present, regions, meant.reasoning)
     query, load = Query(question.instruction), partial(_image, "easy", seed)
     return make_example(seed, query, [proposal], load, Source.SCENE, f"scene:{style}:{seed}")
 

@@ -10,14 +10,18 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsvp_backend.training.streams import Stream
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 120.0
 LOG_EVERY_STEPS = 50
@@ -46,27 +50,42 @@ class Schedule:
         return float(decay * min(1.0, (step + 1) / self.warmup_steps))
 
 
-class TrainingLoop(ABC):
-    """Subclasses give the loss of the next batch and write their model; all state that a resume needs is here."""
+class TrainingLoop(ABC, Generic[T]):
+    """Subclasses give the recipe, the stream of samples and a batch's loss, and write their model; all state that a
+    resume needs is here. ``batch``: samples in each step; ``workers``: processes that draw scenes beside this one.
 
-    def __init__(self, schedule: Schedule, folder: Path, seed: int, first_scene: int) -> None:
+    On a GPU, linear layers and attention compute in bfloat16.
+    """
+
+    recipe: Any
+
+    def __init__(
+        self, schedule: Schedule, folder: Path, seed: int, first_scene: int, batch: int,
+        device: torch.device = CPU, workers: int = 0,
+    ) -> None:  # fmt: skip
         self.schedule, self.folder, self.seed = schedule, folder, seed
+        self.batch, self.device, self.workers = batch, device, workers
         self.rng = np.random.default_rng(seed)
-        self.next_scene, self.step, self.seconds = first_scene, 0, 0.0
+        self.first_scene, self.step, self.seconds = first_scene, 0, 0.0
+        self._stream: Stream[Any, T] | None = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.modules: dict[str, nn.Module] = {}
 
     @abstractmethod
-    def next_loss(self) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a fresh batch and its readable parts."""
+    def stream(self, first_scene: int) -> Stream[Any, T]:
+        """Samples from scene ``first_scene`` on."""
+
+    @abstractmethod
+    def loss(self, samples: list[T]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Of one batch, with readable parts."""
 
     @abstractmethod
     def save_model(self) -> None:
         """Write the model as users load it, below ``self.folder / "model"``."""
 
     def own(self, **modules: nn.Module) -> None:
-        """Register what is trained; makes the optimiser."""
-        self.modules = modules
+        """Register what is trained, moved to the device; makes the optimiser."""
+        self.modules = {name: module.to(self.device) for name, module in modules.items()}
         self.parameters = [p for module in modules.values() for p in module.parameters()]
         matrices = {id(p): p for p in _hidden_matrices(modules["model"])}
         others = [p for p in self.parameters if id(p) not in matrices]
@@ -78,7 +97,27 @@ class TrainingLoop(ABC):
     def run(self) -> None:
         """Train for the schedule's minutes: a line of JSON every 50 steps, a resumable checkpoint every two minutes."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = {"recipe": asdict(self.recipe), "schedule": asdict(self.schedule), "first_scene": self.first_scene}
+        (self.folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         self._resume()
+        try:
+            self._train()
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+
+    def samples(self, count: int) -> list[T]:
+        """The next ones of the stream."""
+        if self._stream is None:
+            self._stream = self.stream(self.first_scene)
+        return self._stream.take(self.rng, count)
+
+    @property
+    def next_scene(self) -> int:
+        """The first one that was not drawn yet."""
+        return self.first_scene if self._stream is None else self._stream.next_seed
+
+    def _train(self) -> None:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         while self.seconds < self.schedule.minutes * 60:
             loss, parts = self._update()
@@ -90,7 +129,7 @@ class TrainingLoop(ABC):
                 saved = time.monotonic()
         self._checkpoint()
 
-    def _update(self) -> tuple[float, dict[str, float]]:
+    def _update(self) -> tuple[Tensor, dict[str, Tensor | float]]:
         schedule = self.schedule
         factor = schedule.factor(self.step, self.seconds)
         muon = schedule.muon_start_rate if self.step < schedule.muon_start_steps else schedule.muon_rate
@@ -98,17 +137,18 @@ class TrainingLoop(ABC):
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[name] * factor
             optimizer.zero_grad()
-        loss, parts = self.next_loss()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss, parts = self.loss(self.samples(self.batch))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.step += 1
-        return loss.item(), parts
+        return loss.detach(), parts
 
-    def _log(self, values: dict[str, float]) -> None:
-        line = {"step": self.step, "minutes": round(self.seconds / 60, 2)}
-        line |= {key: round(value, 4) for key, value in values.items()}
+    def _log(self, values: dict[str, Tensor | float]) -> None:
+        line = {"step": self.step, "minutes": round(self.seconds / 60, 2), "next_scene": self.next_scene}
+        line |= {key: round(float(value), 4) for key, value in values.items()}
         with (self.folder / "curve.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         log.info("%s", line)
@@ -125,13 +165,13 @@ class TrainingLoop(ABC):
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state[name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
-        self.step, self.seconds, self.next_scene = state["step"], state["seconds"], state["next_scene"]
-        self.rng = np.random.default_rng([self.seed, self.next_scene])
+        self.step, self.seconds, self.first_scene = state["step"], state["seconds"], state["next_scene"]
+        self.rng = np.random.default_rng([self.seed, self.first_scene])
         log.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rsvp_backend.grid import mask_regions, regions_box
 from rsvp_backend.scenes import LEVELS, LevelName, Scene, make_scene
+from rsvp_backend.training.demo_crops import HELD_OUT
 from rsvp_backend.training.samples import Correction, Origin
 from rsvp_backend.types import BoolMask, Box, Marks
 
@@ -44,12 +45,12 @@ class NoReplay:
 
 @dataclass(frozen=True)
 class SceneReplay:
-    """Generated scenes of the kind that the demo weights were trained on; each crop asked about in three ways.
+    """Generated scenes of the kind that the demo VLSM was trained on; each crop asked about in three ways.
 
     Its object, another object of the scene (as far as it is in the crop), and one that is not there.
     """
 
-    levels: tuple[LevelName, ...] = ("easy", "crowded")
+    levels: tuple[LevelName, ...] = ("easy", "crowded", "full")
     padding: float = 0.2
     marks: Marks = field(default_factory=Marks)
 
@@ -96,7 +97,7 @@ def object_crop(mask: BoolMask, marks: Marks, padding: float) -> Box:
 
 @lru_cache(maxsize=8)
 def _scene(level: LevelName, seed: int) -> Scene:
-    return make_scene(seed, level, _LONGEST_PX, questions_per_kind=0)
+    return make_scene(seed, level, _LONGEST_PX, questions_per_kind=0, without=HELD_OUT)
 
 
 def _image(level: LevelName, seed: int) -> Image.Image:
@@ -106,11 +107,12 @@ def _image(level: LevelName, seed: int) -> Image.Image:
 def _absent_phrase(rng: np.random.Generator, scene: Scene, level: LevelName) -> str:
     """A phrase that means nothing in the scene; often it shares a word with something that is there."""
     items, spec = scene.layout.items, LEVELS[level]
+    classes = [name for name in spec.classes if name not in HELD_OUT]
     there = {item.phrase for item in items}
     draws: tuple[Callable[[], str], ...] = (
         lambda: f"{rng.choice(spec.colours)} {items[rng.integers(len(items))].name}",
-        lambda: f"{items[rng.integers(len(items))].colour} {rng.choice(spec.classes)}",
-        lambda: f"{rng.choice(spec.colours)} {rng.choice(spec.classes)}",
+        lambda: f"{items[rng.integers(len(items))].colour} {rng.choice(classes)}",
+        lambda: f"{rng.choice(spec.colours)} {rng.choice(classes)}",
     )
     while (phrase := draws[rng.integers(3)]()) in there:
         pass

@@ -86,4 +86,4 @@ def _scene(level: LevelName, seed: int) -> Scene:
 
 
 def _absent_phrase(scene: Scene) -> str:
-    return next(question.object for question in scene.questions if not question.present)
+    return next(question.objects[0] for question in scene.questions if not question.present)

@@ -1,13 +1,14 @@
 """A small MLLM of a stock class (Qwen2-VL) with its tokenizer and processor, sized for the demo preset.
 
 Everything is a stock transformers class, so ``AutoModelForImageTextToText`` and ``AutoProcessor`` load the folder
-unchanged. Frequent pieces of the JSON answer are single tokens, which makes answers short: the reasoner emits an
-object phrase, four band ids and a reasoning sentence.
+unchanged. Frequent pieces of the JSON answer are single tokens, which makes answers short: of each object the reasoner
+emits a phrase, four band ids or its cells, and a reasoning sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )  # fmt: skip
+
+from rsvp_backend.types import Regions
 
 CANVAS_PX = 288
 PATCH_PX = 16
@@ -38,6 +41,13 @@ LAST_ROW = tuple(f", {i}], " for i in range(1, BANDS + 1))
 FIRST_COLUMN = tuple(f'"columns": [{i}' for i in range(1, BANDS + 1))
 LAST_COLUMN = tuple(f', {i}], "reasoning": "' for i in range(1, BANDS + 1))
 EDGES = (FIRST_ROW, LAST_ROW, FIRST_COLUMN, LAST_COLUMN)
+AND = '"}, {"object": "'
+FIRST_CELL = ', "regions": ['
+CELL = tuple(f"{i}, " for i in range(1, BANDS**2 + 1))
+LAST_CELL = tuple(f'{i}], "reasoning": "' for i in range(1, BANDS**2 + 1))
+NO_CELLS = '", "present": false, "regions": [], "reasoning": "'
+ASKED_IN = {"bands": "bands: ", "cells": "cells: "}
+"""How a prompt names its marks: what stands before the instruction."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else %}"
     "{% for part in message.content %}{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
@@ -46,13 +56,33 @@ CHAT_TEMPLATE = (
 )
 
 
-def answer_text(object_: str, rows: tuple[int, ...], columns: tuple[int, ...], reasoning: str) -> str:
-    """The JSON answer in the exact spelling that the demo MLLM learns; empty ``rows`` mean an absent object."""
-    if not rows:
-        return f"{OPEN}{object_}{ABSENT}{reasoning}{CLOSE}"
-    edges = (rows[0], rows[-1], columns[0], columns[-1])
-    regions = "".join(tokens[i - 1] for tokens, i in zip(EDGES, edges, strict=True))
-    return f"{OPEN}{object_}{PRESENT}{regions}{reasoning}{CLOSE}"
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One proposal of an answer; empty ``regions`` mean an absent object."""
+
+    object: str
+    regions: Regions
+    reasoning: str
+
+
+def answer_text(parts: Sequence[Part], kind: str) -> str:
+    """The JSON answer in the exact spelling that the demo MLLM learns, on marks of ``kind``."""
+    write = _in_cells if kind == "cells" else _in_bands
+    return OPEN + AND.join(f"{part.object}{write(part.regions)}{part.reasoning}" for part in parts) + CLOSE
+
+
+def _in_bands(regions: Regions) -> str:
+    if regions.empty:
+        return ABSENT
+    edges = (regions.rows[0], regions.rows[-1], regions.columns[0], regions.columns[-1])
+    return PRESENT + "".join(tokens[i - 1] for tokens, i in zip(EDGES, edges, strict=True))
+
+
+def _in_cells(regions: Regions) -> str:
+    if regions.empty:
+        return NO_CELLS
+    *cells, last = regions.cells
+    return PRESENT + FIRST_CELL + "".join(CELL[i - 1] for i in cells) + LAST_CELL[last - 1]
 
 
 def build_processor(corpus: Iterable[str]) -> Any:
@@ -67,6 +97,7 @@ def build_processor(corpus: Iterable[str]) -> Any:
     )  # fmt: skip
     tokenizer.train_from_iterator(corpus, trainer)
     fused = [OPEN, PRESENT, ABSENT, CLOSE, *(token for group in EDGES for token in group)]
+    fused += [AND, FIRST_CELL, *CELL, *LAST_CELL, NO_CELLS, *ASKED_IN.values()]
     tokenizer.add_tokens([AddedToken(token, normalized=False, single_word=False) for token in fused])
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, additional_special_tokens=list(SPECIAL[2:]),
@@ -85,7 +116,7 @@ def build_model(processor: Any, vision_dim: int = 128, text_dim: int = 160) -> Q
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": len(processor.tokenizer), "hidden_size": text_dim, "intermediate_size": 448,
-            "num_hidden_layers": 4, "num_attention_heads": text_dim // 32, "num_key_value_heads": text_dim // 32,
+            "num_hidden_layers": 6, "num_attention_heads": text_dim // 32, "num_key_value_heads": text_dim // 32,
             "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": None,
             "eos_token_id": ids(END), "pad_token_id": ids(PAD),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [4, 6, 6]},

@@ -34,12 +34,12 @@ def sam_resized(image: Image.Image, image_size: int) -> Tensor:
 
 
 def sam_normalised(resized: Tensor, image_size: int) -> Tensor:
-    """`sam_resized`'s pixels -> SAM's input, float32 ``(3, image_size, image_size)`` on the same device.
+    """`sam_resized`'s pixels ``(..., 3, h, w)`` -> SAM's input, float32 ``(..., 3, image_size, image_size)``.
 
     The padding, right and below, is 0 *after* normalising.
     """
     mean, std = (torch.tensor(values, device=resized.device).view(3, 1, 1) for values in (_SAM_MEAN, _SAM_STD))
-    height, width = resized.shape[1:]
+    height, width = resized.shape[-2:]
     return F.pad((resized.float() - mean) / std, (0, image_size - width, 0, image_size - height))
 
 
