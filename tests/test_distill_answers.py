@@ -60,8 +60,15 @@ def test_what_is_written_is_read_as_the_same(given: list[Proposal]) -> None:
 
 def test_the_demo_model_s_form_is_its_own() -> None:
     shown = Proposal("red key", True, Regions((2, 3, 4), (7,)), "the red key is at the middle right.")
-    assert text_of(shown, marks=BANDS, edges=True) == tiny_mllm.answer_text("red key", (2, 4), (7, 7), shown.reasoning)
-    assert text_of(ABSENT, marks=BANDS, edges=True) == tiny_mllm.answer_text("red mug", (), (), ABSENT.reasoning)
+    part = tiny_mllm.Part(shown.object, Regions((2, 4), (7,)), shown.reasoning)
+    assert text_of(shown, marks=BANDS, edges=True) == tiny_mllm.answer_text([part], "bands")
+    absent = tiny_mllm.Part("red mug", Regions(), ABSENT.reasoning)
+    assert text_of(ABSENT, marks=BANDS, edges=True) == tiny_mllm.answer_text([absent], "bands")
+    celled, cells = (
+        replace(shown, regions=Regions(cells=(5, 6))),
+        tiny_mllm.Part("red key", Regions(cells=(5, 6)), "why"),
+    )
+    assert text_of(replace(celled, reasoning="why"), marks=CELLS, edges=True) == tiny_mllm.answer_text([cells], "cells")
 
 
 def test_a_reasoning_that_nobody_gave_is_filled_in_and_not_taught() -> None:

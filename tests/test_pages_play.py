@@ -189,7 +189,7 @@ def test_what_differs_is_named_in_the_command(client: TestClient, scene: JSON) -
     [
         ({"image": "gone"}, "choose it again"),
         ({"instruction": " "}, "type an instruction"),
-        ({"marks": {"kind": "cells", "rows": 3, "columns": 3}}, "reads Marks"),
+        ({"marks": {"kind": "cells", "rows": 3, "columns": 3}}, "reads 9 x 9 bands and 9 x 9 cells only"),
         ({"padding": 3}, "less than or equal to 2"),
         ({"zoom": "much"}, "'off', 'auto' or 'always'"),
         ({"clicks": [{"x": -1, "y": 2}]}, "greater than or equal to 0"),

@@ -229,6 +229,22 @@ def test_training_resumes_where_it_stopped(tmp_path):
     assert LocalReasoner.load(str(tmp_path / "model"), device="cpu").canvas_px == (288, 288)
 
 
+@pytest.mark.parametrize("kind", ["reasoner", "vlsm"])
+def test_a_run_that_goes_on_keeps_its_vocabulary(kind, tmp_path, monkeypatch):
+    def trainer():
+        if kind == "vlsm":
+            return VlsmTrainer(VlsmRecipe(minutes=1), tmp_path)
+        return ReasonerTrainer(ReasonerRecipe(minutes=1), tmp_path)
+
+    def ids(of):
+        return of.tokenizer.encode("the red key") if kind == "vlsm" else of.planner.prompt("the red key", "cells")
+
+    first = trainer()
+    first.save_model()
+    monkeypatch.setattr(f"rsvp_backend.training.demo_{kind}.corpus", lambda level: ["other words entirely"] * 3)
+    assert ids(trainer()) == ids(first)
+
+
 def test_the_schedule_warms_up_and_decays():
     schedule = Schedule(minutes=10, learning_rate=1.0, warmup_steps=100, decay_from=0.5)
     assert schedule.factor(0, 0) == pytest.approx(0.01)

@@ -110,7 +110,11 @@ class ReasonerTrainer(TrainingLoop[Picture]):
         super().__init__(schedule, folder, recipe.seed, first, recipe.pictures, device, workers)
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.processor = tiny_mllm.build_processor(corpus(LEVELS["full"]))
+        # A run that goes on keeps its vocabulary: another one would mix up what was learned.
+        earlier = folder / "model"
+        self.processor = (
+            tiny_mllm.load_processor(earlier) if earlier.exists() else tiny_mllm.build_processor(corpus(LEVELS["full"]))
+        )
         self.model = tiny_mllm.build_model(self.processor)
         self.planner = PicturePlanner(self.processor, recipe.mix, recipe.seed)
         self.patches = MarkedPatches(self.processor, device)
@@ -156,11 +160,12 @@ class ReasonerTrainer(TrainingLoop[Picture]):
         return Stream(self.planner, receive, first_scene, workers=self.workers, kept=kept)
 
     def loss(self, samples: list[Picture]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """All losses on one batch, with readable parts; for the first steps, those of the visual tokens alone."""
+        """All losses on one batch, with readable parts; for the first steps, those of twice the visual tokens alone."""
+        if self.step < self.recipe.vision_only_steps:
+            samples = samples + self.samples(len(samples))
+            return self._alignment(self._visual(samples), samples)
         visual = self._visual(samples)
         align, parts = self._alignment(visual, samples)
-        if self.step < self.recipe.vision_only_steps:
-            return align, parts
         packed = self._pack(samples)
         hidden = self._hidden(visual, packed)
         answer, parts_answer = self._answer(hidden, packed)

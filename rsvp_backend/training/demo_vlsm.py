@@ -29,10 +29,12 @@ from rsvp_backend.training.streams import Stream
 from rsvp_backend.training.tiny_mllm import init_patch_embed
 from rsvp_backend.vlsm import weights
 from rsvp_backend.vlsm.config import Beit3Config, SamConfig, VlsmConfig
+from rsvp_backend.vlsm.hub import TOKENIZER_FILE
 from rsvp_backend.vlsm.model import Vlsm
 from rsvp_backend.vlsm.tokenizer import Tokenizer
 
 KEPT_BATCHES = 16
+MAX_TEXT_TOKENS = 62
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def train_tokenizer(lines: Iterable[str]) -> Tokenizer:
         sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=900, hard_vocab_limit=False,
         character_coverage=1.0, minloglevel=2, num_threads=1,
     )  # fmt: skip
-    return Tokenizer(model.getvalue(), 62)
+    return Tokenizer(model.getvalue(), MAX_TEXT_TOKENS)
 
 
 class Heads(nn.Module):
@@ -102,7 +104,7 @@ class VlsmTrainer(TrainingLoop[Crop]):
         super().__init__(schedule, folder, recipe.seed, first, recipe.crops, device, workers)
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.tokenizer = train_tokenizer(corpus(LEVELS["full"]))
+        self.tokenizer = self._tokenizer(folder / "model" / TOKENIZER_FILE)
         self.model = Vlsm(demo_config(self.tokenizer.vocab_size))
         self.config = self.model.config
         init_patch_embed(self.model.visual_model.image_encoder.patch_embed.proj.weight)
@@ -111,6 +113,13 @@ class VlsmTrainer(TrainingLoop[Crop]):
         self.heads = Heads(self.config, self.classes + len(LEVELS["full"].colours))
         self.own(model=self.model, heads=self.heads)
         self.model.train()
+
+    @staticmethod
+    def _tokenizer(earlier: Path) -> Tokenizer:
+        """That of an earlier part of this run, else a new one: another vocabulary would mix up what was learned."""
+        if earlier.exists():
+            return Tokenizer(earlier.read_bytes(), MAX_TEXT_TOKENS)
+        return train_tokenizer(corpus(LEVELS["full"]))
 
     def stream(self, first_scene: int) -> Stream[Any, Crop]:
         planner = CropPlanner(self.config, self.recipe.mix, self.recipe.seed)

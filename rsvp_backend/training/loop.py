@@ -153,7 +153,7 @@ class TrainingLoop(ABC, Generic[T]):
 
     def _log(self, values: dict[str, Tensor | float]) -> None:
         line = {"step": self.step, "minutes": round(self.seconds / 60, 2), "next_scene": self.next_scene}
-        line |= {key: round(float(value), 4) for key, value in values.items()}
+        line |= {key: round(float(torch.as_tensor(value).detach()), 4) for key, value in values.items()}
         with (self.folder / "curve.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         log.info("%s", line)

@@ -110,6 +110,11 @@ def build_processor(corpus: Iterable[str]) -> Any:
     return Qwen2VLProcessor(images, wrapped, videos, chat_template=CHAT_TEMPLATE)  # type: ignore[no-untyped-call]
 
 
+def load_processor(folder: Path) -> Any:
+    """The processor that `save` wrote there."""
+    return Qwen2VLProcessor.from_pretrained(folder)
+
+
 def build_model(processor: Any, vision_dim: int = 128, text_dim: int = 160) -> Qwen2VLForConditionalGeneration:
     """A Qwen2-VL of about 2.5 M parameters; each of its 81 visual tokens covers one cell of the 9 x 9 marks."""
     ids = processor.tokenizer.convert_tokens_to_ids
