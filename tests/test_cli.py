@@ -132,6 +132,22 @@ def test_evaluate_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert figures.keys() >= set(promised)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--minutes", "0", "--minutes is 0.0: more than 0 is expected"),
+        ("--workers", "-1", "--workers is -1: 0 or more is expected"),
+    ],
+)
+def test_training_that_cannot_begin(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, value: str, complaint: str
+) -> None:
+    status, _, told = run(capsys, "train-demo", option, value, "--out", str(tmp_path / "out"))
+    assert status == 2
+    assert complaint in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("seeds", ["5", "5:5", "a:b", "7:3", ""])
 def test_seeds_that_make_no_range(capsys: pytest.CaptureFixture[str], seeds: str) -> None:
     status, _, complaint = run(capsys, "evaluate", "scenes", "--seeds", seeds)

@@ -46,8 +46,9 @@ NAME_CARRIERS = (
     "I need the {x}",
 )  # fmt: skip
 NAME_HELD_OUT = ("please show me the {x}", "please find the {x}")
-EVERY_CARRIERS = ("every {x}", "find every {x}", "segment every {x}", "show me every {x}", "I need every {x}")
-EVERY_HELD_OUT = ("please mark every {x}", "please find every {x}")
+# The same as of names, so that nothing but the word tells them apart.
+EVERY_CARRIERS = tuple(carrier.replace("the", "every") for carrier in NAME_CARRIERS)
+EVERY_HELD_OUT = tuple(carrier.replace("the", "every") for carrier in NAME_HELD_OUT)
 FUNCTION_CARRIERS = (
     "what would you use to {x}?", "the thing you would use to {x}", "I want to {x}", "something to {x}",
     "which object helps to {x}?", "find something to {x}", "what do I need to {x}?",

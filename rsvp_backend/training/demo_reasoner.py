@@ -48,8 +48,8 @@ class ReasonerRecipe:
     minutes: float = 60.0
     pictures: int = 6
     vision_only_steps: int = 250
-    learning_rate: float = 1.5e-3
-    muon_rate: float = 0.007
+    learning_rate: float = 8e-4
+    muon_rate: float = 0.004
     muon_start_steps: int = 1000
     mix: PictureMix = field(default_factory=PictureMix)
     seed: int = 0

@@ -43,8 +43,8 @@ class VlsmRecipe:
 
     minutes: float = 60.0
     crops: int = 8
-    learning_rate: float = 1.2e-3
-    muon_rate: float = 0.010
+    learning_rate: float = 8e-4
+    muon_rate: float = 0.003
     muon_start_steps: int = 1500
     mix: Mix = field(default_factory=Mix)
     words_only_steps: int = 1000
@@ -98,7 +98,7 @@ class VlsmTrainer(TrainingLoop[Crop]):
     def __init__(self, recipe: VlsmRecipe, folder: Path, device: torch.device = CPU, workers: int = 0) -> None:
         schedule = Schedule(
             recipe.minutes, recipe.learning_rate, recipe.muon_rate, muon_start_steps=recipe.muon_start_steps,
-            decay_from=0.6,
+            decay_from=0.5,
         )  # fmt: skip
         first = recipe.seed * 1_000_000 + 5_000_000
         super().__init__(schedule, folder, recipe.seed, first, recipe.crops, device, workers)
