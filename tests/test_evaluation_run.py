@@ -301,7 +301,7 @@ def test_scenes_are_a_set_with_known_objects() -> None:
     for one, question in zip(data.samples, scene.questions, strict=True):
         width, height = one.image.load().size
         assert (one.truth.read(width, height).mask == question.mask).all()
-        assert one.object == (question.object if question.present else None)
+        assert one.object == (question.objects[0] if question.present else None)
     first: Sample = data.samples[0]
     with pytest.raises(DataError, match="not 5 x 5"):
         first.truth.read(5, 5)

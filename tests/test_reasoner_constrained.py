@@ -88,7 +88,7 @@ def test_the_demo_model_s_own_valid_answers_stay_and_all_are_valid(level: str, d
     for question in asked:
         answer = demo.propose(question.visual_prompt, question.query, BANDS, None)
         assert len(answer.raw_texts) == 1
-        given = inputs(demo, [question.query.instruction], question.visual_prompt)
+        given = inputs(demo, [f"bands: {question.query.instruction}"], question.visual_prompt)
         own = demo.processor.batch_decode(generated(demo, given, 512), skip_special_tokens=True)[0]
         try:
             parse(own, BANDS)
