@@ -240,7 +240,7 @@ def test_a_teacher_of_other_marks_and_a_second_distillation_are_refused(
     settings: Settings, server: Server, tmp_path: Path
 ) -> None:
     studio(server, [corrected(1, area(10, 7, 20, 13))])
-    with pytest.raises(SettingsError, match="the teacher reads 4 x 4 cells, .* choose another teacher"):
+    with pytest.raises(SettingsError, match=r"the teacher reads 4 x 4 cells, .* choose another teacher"):
         distill_reasoner(settings, Sources(3, (FakeReasoner(), Marks("cells", 4, 4))))
     with (
         durable.locked(tmp_path / "versions-work" / "distill.lock", 0.0),
